@@ -1,0 +1,176 @@
+//! The core's run events as `tracing` events: the names and fields of `events.jsonl`.
+
+use musher_proto::job::JobConfig;
+use tracing::{error, info, warn};
+
+use crate::{
+    core::{Outcome, RunEvent, Status, Stopped},
+    telemetry::{EVENT_TARGET, Progress},
+};
+
+/// Says what happens: in the log, the event file and on the progress bar.
+#[derive(Debug)]
+pub struct Announcer {
+    run: String,
+    job: JobConfig,
+    bar: Progress,
+    /// Where workers join.
+    address: String,
+    /// Where the resulting weights are, for the last event.
+    weights: String,
+}
+
+macro_rules! event {
+    ($level:ident, $name:literal, $self:ident, $($fields:tt)*) => {
+        $level!(target: EVENT_TARGET, event = $name, run = $self.run, $($fields)*)
+    };
+}
+
+impl Announcer {
+    pub fn new(run: String, job: JobConfig, bar: Progress, address: String, weights: String) -> Self {
+        Self { run, job, bar, address, weights }
+    }
+
+    pub fn announce(&mut self, event: &RunEvent) {
+        let epochs = self.job.train.epochs;
+        match event {
+            RunEvent::RunStarted { term, resumed_from } => event!(
+                info, "run_started", self,
+                term = term.0,
+                resumed_from = resumed_from.as_ref().map(|id| id.as_str()),
+                epochs,
+                global_batch = self.job.train.global_batch,
+                seed = self.job.seed,
+                address = self.address,
+            ),
+            RunEvent::WaitingForWorkers { joined, wanted } => {
+                event!(info, "waiting_for_workers", self, present = joined, expected = wanted, address = self.address)
+            }
+            RunEvent::WorkerJoined { worker, host, device } => {
+                event!(info, "worker_joined", self, worker = worker.as_str(), host, device)
+            }
+            RunEvent::WorkerRefused { worker, reason } => {
+                event!(warn, "worker_refused", self, worker = worker.as_str(), reason)
+            }
+            RunEvent::WorkerLeft { worker, rank, reason } => {
+                event!(warn, "worker_left", self, worker = worker.as_str(), rank = rank.map(|r| r.0), reason)
+            }
+            RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => event!(
+                info, "generation_formed", self,
+                generation = generation.0,
+                world_size,
+                donor = donor.as_str(),
+                applied_step = applied.0,
+                elapsed_ms = elapsed.as_secs_f64() * 1e3,
+            ),
+            RunEvent::GenerationAborted { generation, reason } => {
+                event!(warn, "generation_aborted", self, generation = generation.0, reason)
+            }
+            RunEvent::EpochStarted { generation, epoch, step, samples } => {
+                self.bar.set_epoch(epoch.0, epochs, *samples);
+                event!(
+                    info, "epoch_started", self,
+                    generation = generation.0, epoch = epoch.0, step = step.0, epochs, samples
+                );
+            }
+            RunEvent::Progress(report) => {
+                self.bar.update(report.cursor, report.loss, report.images_per_second, report.eta_s);
+                event!(
+                    info, "progress", self,
+                    generation = report.generation.0,
+                    epoch = report.epoch.0,
+                    step = report.step.0,
+                    epochs,
+                    cursor = report.cursor,
+                    samples = report.samples,
+                    loss = report.loss,
+                    images_per_second = report.images_per_second,
+                    eta_s = report.eta_s,
+                );
+            }
+            RunEvent::StepSkipped { generation, epoch, step, in_epoch } => event!(
+                warn, "step_skipped", self,
+                generation = generation.0,
+                epoch = epoch.0,
+                step = step.0,
+                in_epoch,
+                reason = "a gradient was not finite",
+            ),
+            RunEvent::EpochFinished { epoch, step, samples, train_loss, images_per_second, state_digest } => event!(
+                info, "epoch_finished", self,
+                epoch = epoch.0,
+                step = step.0,
+                epochs,
+                samples,
+                train_loss,
+                images_per_second,
+                state_digest = format!("{state_digest:016x}"),
+            ),
+            RunEvent::Validated { epoch, step, scores } => event!(
+                info, "validated", self,
+                epoch = epoch.0,
+                step = step.0,
+                epochs,
+                samples = scores.samples,
+                val_loss = scores.loss,
+                val_accuracy = scores.accuracy,
+                val_miou = scores.miou,
+            ),
+            RunEvent::CheckpointCommitted { checkpoint, epoch, step, bytes, elapsed, stall_ms } => event!(
+                info, "checkpoint_committed", self,
+                id = checkpoint.as_str(),
+                epoch = epoch.0,
+                step = step.0,
+                bytes,
+                seconds = elapsed.as_secs_f64(),
+                stall_ms,
+            ),
+            RunEvent::CheckpointFailed { checkpoint, reason } => {
+                event!(warn, "checkpoint_failed", self, id = checkpoint.as_str(), reason)
+            }
+            RunEvent::DataWarning { worker, file, problem } => {
+                event!(warn, "data_warning", self, worker = worker.as_str(), file, reason = problem)
+            }
+            RunEvent::EarlyStopped { epoch, best_epoch } => {
+                event!(info, "early_stopped", self, epoch = epoch.0, best_epoch = best_epoch.0)
+            }
+            RunEvent::RunFinished { outcome } => {
+                self.bar.finish();
+                event!(
+                    info, "run_finished", self,
+                    status = status_name(outcome),
+                    stopped = stopped_name(outcome),
+                    epochs = outcome.epochs.0,
+                    best_epoch = outcome.best_epoch.map(|epoch| epoch.0),
+                    val_loss = outcome.scores.map(|s| s.loss),
+                    val_accuracy = outcome.scores.map(|s| s.accuracy),
+                    val_miou = outcome.scores.map(|s| s.miou),
+                    images_per_second = outcome.images_per_second,
+                    best_weights = self.weights,
+                );
+            }
+            RunEvent::RunFailed { reason } => {
+                self.bar.finish();
+                event!(error, "run_failed", self, reason);
+            }
+        }
+    }
+}
+
+pub fn status_name(outcome: &Outcome) -> &'static str {
+    match outcome.status {
+        Status::Finished(_) => "finished",
+        Status::Stopped => "stopped",
+        Status::Failed { .. } => "failed",
+    }
+}
+
+/// Why a run that did not fail did not go on.
+pub fn stopped_name(outcome: &Outcome) -> Option<&'static str> {
+    match outcome.status {
+        Status::Finished(Stopped::Early) => Some("early"),
+        Status::Finished(Stopped::EpochLimit) => Some("epoch_limit"),
+        Status::Stopped => Some("request"),
+        Status::Failed { .. } => None,
+    }
+}

@@ -1,0 +1,40 @@
+//! `musher launch`: the coordinator and its workers on this machine.
+
+use anyhow::anyhow;
+use clap::Args;
+
+use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
+
+#[derive(Debug, Args)]
+pub struct Launch {
+    #[command(flatten)]
+    job: JobArgs,
+    /// Worker processes [default: cluster.workers, or 1 where that is 0]
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+}
+
+impl Launch {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let mut job = run::load_job(&self.job)?;
+        let count = self.workers.unwrap_or(job.cluster.workers.max(1));
+        if count == 0 {
+            return Err(usage(anyhow!("--workers must be at least 1; `musher serve` runs a coordinator alone")));
+        }
+        job.cluster.workers = count;
+        job.validate().map_err(usage)?;
+        if self.job.dry_run {
+            print!("{}", job.to_toml());
+            return Ok(Exit::Finished);
+        }
+        let program = workers::find_program().map_err(usage)?;
+        runtime()?.block_on(async {
+            let prepared = run::prepare(&self.job, job).await?;
+            let team = workers::LocalWorkers::start(&program, prepared.address(), count, self.job.log_format)?;
+            let stopper = team.stopper();
+            let exit = prepared.run(|handle| team.watch(handle)).await;
+            stopper.finish().await;
+            exit
+        })
+    }
+}

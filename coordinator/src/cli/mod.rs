@@ -1,0 +1,136 @@
+//! The command line: one command a file, one sentence for what goes wrong.
+
+mod data;
+mod launch;
+mod remote;
+mod run;
+mod serve;
+mod workers;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::telemetry::LogFormat;
+
+/// Trains one network on many devices, and goes on when some of them go away.
+#[derive(Debug, Parser)]
+#[command(name = "musher", version, max_term_width = 100)]
+pub struct Command {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Run a job on this machine: a coordinator and its workers
+    Launch(launch::Launch),
+    /// Run a job's coordinator alone; workers come with `musher-worker join`
+    Serve(serve::Serve),
+    /// Show what a run is doing
+    Status(remote::Status),
+    /// End a run after a checkpoint, so that it can be resumed
+    Stop(remote::Stop),
+    /// Check a data set, or draw a synthetic one
+    #[command(subcommand)]
+    Data(data::Data),
+}
+
+/// What `launch` and `serve` have in common.
+#[derive(Debug, Args)]
+struct JobArgs {
+    /// The job file
+    job: PathBuf,
+    /// Override a key of the job file, for example train.epochs=3
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Continue the run from its newest complete checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Where the run keeps its events, checkpoints and results [default: runs/<name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Print the result as one last line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
+    #[arg(long, value_enum)]
+    log_format: Option<Format>,
+    /// Print the resolved job and exit
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Json,
+    Pretty,
+}
+
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Json => LogFormat::Json,
+            Format::Pretty => LogFormat::Pretty,
+        }
+    }
+}
+
+/// How a command ended, as the exit codes of the contract.
+#[derive(Debug)]
+enum Exit {
+    Finished,
+    Failed,
+    /// Bad usage or configuration.
+    Usage,
+    /// Stopped; can be resumed.
+    Resumable,
+}
+
+/// Why a command could not do its work.
+#[derive(Debug)]
+enum Failure {
+    /// The user can mend it: exit code 2.
+    Usage(anyhow::Error),
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Other(error.into())
+    }
+}
+
+fn usage(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Usage(error.into())
+}
+
+impl Command {
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Subcommands::Launch(launch) => launch.run(),
+            Subcommands::Serve(serve) => serve.run(),
+            Subcommands::Status(status) => status.run(),
+            Subcommands::Stop(stop) => stop.run(),
+            Subcommands::Data(data) => data.run(),
+        };
+        let exit = result.unwrap_or_else(|failure| {
+            let (exit, error) = match failure {
+                Failure::Usage(error) => (Exit::Usage, error),
+                Failure::Other(error) => (Exit::Failed, error),
+            };
+            eprintln!("musher: {error:#}");
+            exit
+        });
+        ExitCode::from(match exit {
+            Exit::Finished => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Resumable => 75,
+        })
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

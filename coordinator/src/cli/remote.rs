@@ -1,0 +1,115 @@
+//! `musher status` and `musher stop`: commands that ask a running coordinator.
+
+use anyhow::Context;
+use clap::Args;
+use musher_proto::wire::{StatusReply, StatusRequest, StopRequest, control_client::ControlClient};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Exit, Failure, runtime};
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The coordinator, for example http://127.0.0.1:7400
+    url: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// The coordinator, for example http://127.0.0.1:7400
+    url: String,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let status = runtime()?.block_on(async {
+            let mut control = connect(&self.url).await?;
+            anyhow::Ok(control.status(StatusRequest {}).await?.into_inner())
+        })?;
+        match self.json {
+            true => println!("{}", as_json(&status)),
+            false => print!("{}", as_text(&status)),
+        }
+        Ok(Exit::Finished)
+    }
+}
+
+impl Stop {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        runtime()?.block_on(async { anyhow::Ok(connect(&self.url).await?.stop(StopRequest {}).await?) })?;
+        println!("the run ends after a checkpoint; continue it with --resume");
+        Ok(Exit::Finished)
+    }
+}
+
+async fn connect(url: &str) -> anyhow::Result<ControlClient<Channel>> {
+    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let endpoint = Endpoint::new(url.clone()).with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .with_context(|| format!("no coordinator answers at {url}: is the run going on, and the address right?"))?;
+    Ok(ControlClient::new(channel))
+}
+
+fn as_json(status: &StatusReply) -> serde_json::Value {
+    serde_json::json!({
+        "run": status.run,
+        "phase": status.phase,
+        "term": status.term,
+        "generation": status.generation,
+        "epoch": status.epoch,
+        "epochs": status.epochs,
+        "step": status.applied,
+        "cursor": status.cursor,
+        "train_samples": status.train_samples,
+        "loss": status.loss,
+        "images_per_second": status.images_per_second,
+        "best_epoch": status.best_epoch,
+        "best_value": status.best_value,
+        "workers": status.workers.iter().map(|worker| serde_json::json!({
+            "worker": worker.worker,
+            "rank": worker.rank,
+            "host": worker.host,
+            "device": worker.device,
+            "phase": worker.phase,
+            "step": worker.applied,
+            "step_ms": worker.step_ms,
+            "silent_ms": worker.silent_ms,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn as_text(status: &StatusReply) -> String {
+    let mut text = format!(
+        "run {}: {}, epoch {}/{}, {}/{} samples, step {}, loss {:.4}, {:.1} images/s\n",
+        status.run,
+        status.phase,
+        status.epoch,
+        status.epochs,
+        status.cursor,
+        status.train_samples,
+        status.applied,
+        status.loss,
+        status.images_per_second,
+    );
+    if let (Some(epoch), Some(value)) = (status.best_epoch, status.best_value) {
+        text += &format!("best so far: epoch {epoch}, {value:.4}\n");
+    }
+    text += &format!("generation {}, term {}, {} workers\n", status.generation, status.term, status.workers.len());
+    for worker in &status.workers {
+        let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
+        text += &format!(
+            "  rank {rank:>3}  {:<24} {:<8} {:<12} step {:>8}  {:>8.1} ms/step  heard {:.1} s ago\n",
+            worker.worker,
+            worker.device,
+            worker.phase,
+            worker.applied,
+            worker.step_ms,
+            worker.silent_ms as f64 / 1e3,
+        );
+    }
+    text
+}

@@ -1,0 +1,140 @@
+//! From a job file to a run's end: what `launch` and `serve` share.
+
+use std::{fs, future::Future, net::SocketAddr, path::Path};
+
+use anyhow::{Context, anyhow};
+use musher_proto::job::{self, JobConfig};
+use serde_json::json;
+use tokio::{net::TcpListener, signal::unix};
+use tracing::{info, warn};
+
+use super::{Exit, Failure, JobArgs, usage};
+use crate::{
+    announce::{Announcer, status_name, stopped_name},
+    core::{Event, Origin, Outcome, Status},
+    run_dir::{self, RunDir},
+    service::{Handle, Service},
+    telemetry::{self, Progress, TelemetryOptions},
+};
+
+pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
+    let name = args.job.display().to_string();
+    let text = fs::read_to_string(&args.job).with_context(|| format!("cannot read the job file {name}")).map_err(usage)?;
+    job::load(&text, &name, &args.overrides).map_err(usage)
+}
+
+/// A run that is about to begin: its directory is ours, its port is bound, its log is open.
+pub(super) struct Prepared {
+    service: Service,
+    listener: TcpListener,
+    address: SocketAddr,
+    result_weights: String,
+    json: bool,
+}
+
+pub(super) async fn prepare(args: &JobArgs, job: JobConfig) -> Result<Prepared, Failure> {
+    let listener = TcpListener::bind(job.server.grpc)
+        .await
+        .with_context(|| {
+            format!("cannot listen on {}: give another address with --set server.grpc=HOST:PORT, port 0 for any", job.server.grpc)
+        })
+        .map_err(usage)?;
+    let address = listener.local_addr()?;
+    let run_dir = RunDir::open(&args.run_dir.clone().unwrap_or_else(|| job.run_dir()), args.resume).map_err(usage)?;
+    let console = telemetry::init(TelemetryOptions {
+        format: args.log_format.map(Into::into),
+        events_file: Some(run_dir.events_file()),
+    })?;
+    let store = run_dir.checkpoints(&job).map_err(usage)?;
+    let mut fences = run_dir.next_fences().map_err(usage)?;
+    let resumed = if args.resume {
+        let (point, next) = run_dir::resume_point(&store, &job, fences).map_err(usage)?;
+        fences = next;
+        point
+    } else {
+        None
+    };
+    let result_weights = match job.early_stopping.restore_best {
+        true => run_dir.best_weights(),
+        false => run_dir.last_weights(),
+    };
+    let result_weights = result_weights.display().to_string();
+    let announcer = Announcer::new(
+        job.name.clone(),
+        job.clone(),
+        Progress::new(&console),
+        address.to_string(),
+        result_weights.clone(),
+    );
+    let origin = Origin { run: job.name.clone(), job: job.clone(), fences, resumed, entropy: rand::random() };
+    let service = Service { run_dir, store, job, origin, announcer };
+    Ok(Prepared { service, listener, address, result_weights, json: args.json })
+}
+
+impl Prepared {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the run ends; `alongside` runs beside it with a handle to it.
+    pub async fn run<F: Future<Output = ()> + Send + 'static>(
+        self,
+        alongside: impl FnOnce(Handle) -> F,
+    ) -> Result<Exit, Failure> {
+        let Prepared { service, listener, result_weights, json, .. } = self;
+        let outcome = service
+            .run(listener, |handle| {
+                tokio::spawn(forward_signals(handle.clone()));
+                tokio::spawn(alongside(handle));
+            })
+            .await?;
+        let weights = Some(result_weights).filter(|path| Path::new(path).exists());
+        if json {
+            println!("{}", last_line(&outcome, weights.as_deref()));
+        }
+        Ok(match outcome.status {
+            Status::Finished(_) => Exit::Finished,
+            Status::Stopped => Exit::Resumable,
+            Status::Failed { reason } => return Err(anyhow!(reason).into()),
+        })
+    }
+}
+
+/// The first SIGTERM or SIGINT stops the run so that it can be resumed; a second ends the process.
+async fn forward_signals(handle: Handle) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (unix::signal(unix::SignalKind::terminate()), unix::signal(unix::SignalKind::interrupt()))
+    else {
+        return warn!("signals can't be handled here: SIGTERM will end the run without a checkpoint");
+    };
+    let mut received = 0;
+    loop {
+        let code = tokio::select! { _ = terminate.recv() => 143, _ = interrupt.recv() => 130 };
+        received += 1;
+        if received > 1 {
+            std::process::exit(code);
+        }
+        info!("stopping after the step in flight; a second signal ends the run at once");
+        handle.tell(Event::StopRequested).await;
+    }
+}
+
+/// The contract's line of JSON on stdout.
+fn last_line(outcome: &Outcome, weights: Option<&str>) -> serde_json::Value {
+    let reason = match &outcome.status {
+        Status::Failed { reason } => Some(reason.as_str()),
+        _ => None,
+    };
+    json!({
+        "status": status_name(outcome),
+        "stopped": stopped_name(outcome),
+        "reason": reason,
+        "epochs": outcome.epochs.0,
+        "best_epoch": outcome.best_epoch.map(|epoch| epoch.0),
+        "val_loss": outcome.scores.map(|s| s.loss),
+        "val_accuracy": outcome.scores.map(|s| s.accuracy),
+        "val_miou": outcome.scores.map(|s| s.miou),
+        "images_per_second": outcome.images_per_second,
+        "best_weights": weights,
+    })
+}

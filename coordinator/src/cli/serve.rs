@@ -1,0 +1,22 @@
+//! `musher serve`: the coordinator alone.
+
+use clap::Args;
+
+use super::{Exit, Failure, JobArgs, run, runtime};
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let job = run::load_job(&self.job)?;
+        if self.job.dry_run {
+            print!("{}", job.to_toml());
+            return Ok(Exit::Finished);
+        }
+        runtime()?.block_on(async { run::prepare(&self.job, job).await?.run(|_| std::future::ready(())).await })
+    }
+}

@@ -1,0 +1,103 @@
+//! One checkpoint from the request to the commit: which parts are awaited, and whether they agree.
+
+use std::collections::BTreeSet;
+
+use musher_proto::{
+    ids::{CheckpointId, Rank, Session, WorkerId},
+    message::{PartHeader, PartKind, Save},
+};
+
+use super::{
+    effects::{Commit, Time},
+    roster::{Peers, Team},
+};
+
+/// A checkpoint whose parts are on their way. It commits only when all are there and all carry the
+/// label that was asked for.
+#[derive(Clone, Debug)]
+pub struct OpenCheckpoint {
+    pub commit: Commit,
+    pub opened: Time,
+    /// The longest time that a training thread was held.
+    pub stall_ms: f64,
+    /// The store is committing it; nothing is awaited from workers any more.
+    pub committing: bool,
+    awaited: BTreeSet<(WorkerId, Part)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    State,
+    Weights,
+}
+
+impl OpenCheckpoint {
+    /// Splits the state over the team, and asks rank 0 for the weights too where `weights` holds their
+    /// metadata.
+    pub fn plan(
+        commit: Commit,
+        weights: Option<String>,
+        team: &Team,
+        peers: &Peers,
+        now: Time,
+    ) -> (Self, Vec<(Session, Save)>) {
+        let mut awaited = BTreeSet::new();
+        let saves = team
+            .members()
+            .map(|(rank, session)| {
+                let slice = slice(commit.state_bytes, rank, team.world());
+                let weights = weights.clone().filter(|_| rank == Rank(0));
+                if let Some(peer) = peers.get(&session) {
+                    awaited.insert((peer.worker().clone(), Part::State));
+                    if weights.is_some() {
+                        awaited.insert((peer.worker().clone(), Part::Weights));
+                    }
+                }
+                let save = Save {
+                    checkpoint: commit.checkpoint.clone(),
+                    offset: slice.start,
+                    length: slice.end - slice.start,
+                    weights,
+                };
+                (session, save)
+            })
+            .collect();
+        (Self { commit, opened: now, stall_ms: 0.0, committing: false, awaited }, saves)
+    }
+
+    pub fn id(&self) -> &CheckpointId {
+        &self.commit.checkpoint
+    }
+
+    /// Takes note of a stored part; `Ok(true)` when it was the last.
+    ///
+    /// # Errors
+    /// A sentence, if the part belongs to another moment of the run: the checkpoint must be abandoned.
+    pub fn part_stored(&mut self, header: &PartHeader) -> Result<bool, String> {
+        let position = self.commit.position;
+        if (header.lineage, header.applied) != (position.lineage, position.applied) {
+            return Err(format!(
+                "worker {} sent the state of generation {} after step {}, not of generation {} after step {}",
+                header.worker, header.lineage, header.applied, position.lineage, position.applied,
+            ));
+        }
+        let part = match header.kind {
+            PartKind::State { .. } => Part::State,
+            PartKind::Weights => Part::Weights,
+        };
+        self.stall_ms = self.stall_ms.max(header.stall_ms);
+        self.awaited.remove(&(header.worker.clone(), part));
+        Ok(self.awaited.is_empty())
+    }
+
+    /// Whether a part of this worker's is still to come.
+    pub fn awaits(&self, worker: &WorkerId) -> bool {
+        self.awaited.iter().any(|(owner, _)| owner == worker)
+    }
+}
+
+/// The bytes of the state that `rank` uploads; whole words.
+fn slice(state_bytes: u64, rank: Rank, world: u32) -> std::ops::Range<u64> {
+    let words = musher_proto::shard::share(0..state_bytes.div_ceil(4), rank, world);
+    (words.start * 4).min(state_bytes)..(words.end * 4).min(state_bytes)
+}

@@ -1,0 +1,170 @@
+//! What goes into the core and what comes out of it: [`Event`]s in the past tense, [`Action`]s in the
+//! imperative, and the [`RunEvent`]s that people read.
+
+use std::time::Duration;
+
+use musher_proto::{
+    ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, WorkerId},
+    message::{Fenced, FromWorker, Hello, PartHeader, ToWorker},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{early_stopping::EarlyStopping, scores::Scores};
+
+/// Time since the coordinator's start. The core has no clock of its own.
+pub type Time = Duration;
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker's stream began with `hello`.
+    SessionOpened { session: Session, hello: Hello },
+    MessageReceived { session: Session, message: Fenced<FromWorker> },
+    /// The stream ended, for the reason given.
+    SessionClosed { session: Session, reason: String },
+    /// A part of the open checkpoint is in the store, its length and digest verified.
+    PartStored { header: PartHeader },
+    CheckpointCommitted { checkpoint: CheckpointId, bytes: u64 },
+    /// Nothing of the checkpoint is visible; those before it stand.
+    CheckpointFailed { checkpoint: CheckpointId, reason: String },
+    /// Somebody wants the run to end so that it can be resumed.
+    StopRequested,
+    /// No worker is left and none will come.
+    TeamLost { reason: String },
+    /// A deadline that `next_deadline` named has come.
+    TimePassed,
+}
+
+/// What the shell does, in this order. A `Persist` is on disk before anything after it happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Persist(Fences),
+    Send { session: Session, message: Fenced<ToWorker> },
+    /// End the stream once what was sent before is out.
+    CloseSession { session: Session },
+    /// Open a checkpoint for the parts that will be uploaded.
+    OpenCheckpoint { checkpoint: CheckpointId, state_bytes: u64 },
+    /// All parts are stored: write the manifest, make it visible, prune older ones.
+    CommitCheckpoint(Box<Commit>),
+    AbandonCheckpoint { checkpoint: CheckpointId },
+    WriteSamples { epoch: Epoch, png: Vec<u8>, best: bool },
+    Emit(RunEvent),
+    /// The run is over and the workers know it.
+    End(Outcome),
+}
+
+/// What fences messages across restarts of the coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fences {
+    pub term: Term,
+    /// The newest generation ever formed.
+    pub generation: Generation,
+    /// The newest generation that began to train.
+    pub lineage: Generation,
+}
+
+/// A checkpoint's manifest, as far as the core knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    pub checkpoint: CheckpointId,
+    pub position: Position,
+    pub state_bytes: u64,
+    pub state_digest: u64,
+    pub world_size: u32,
+    pub dataset_digest: String,
+    pub progress: RunProgress,
+    /// Its weights are the run's best so far: `best.safetensors` becomes a copy of them.
+    pub is_best: bool,
+    /// Its weights are the run's last: `last.safetensors` becomes a copy of them.
+    pub is_last: bool,
+}
+
+/// Where the run stands in the training split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub lineage: Generation,
+    pub applied: Step,
+    pub epoch: Epoch,
+    pub cursor: u64,
+}
+
+/// What a resumed run takes from its checkpoint besides the replicas' state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunProgress {
+    pub early_stopping: EarlyStopping,
+    /// The best epoch whose weights are durable.
+    pub saved_best: Option<SavedBest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedBest {
+    /// The checkpoint that holds the weights.
+    pub checkpoint: CheckpointId,
+    pub epoch: Epoch,
+    pub scores: Scores,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub status: Status,
+    /// The last epoch that was finished.
+    pub epochs: Epoch,
+    pub best_epoch: Option<Epoch>,
+    /// Of the weights that are the run's result.
+    pub scores: Option<Scores>,
+    /// Training only, mean over this coordinator's life.
+    pub images_per_second: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    Finished(Stopped),
+    /// On request; can be resumed.
+    Stopped,
+    Failed { reason: String },
+}
+
+/// Why a finished run did not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    Early,
+    EpochLimit,
+}
+
+/// What happened, for people and their tools: the names and fields of `events.jsonl`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunEvent {
+    RunStarted { term: Term, resumed_from: Option<CheckpointId> },
+    WaitingForWorkers { joined: u32, wanted: u32 },
+    WorkerJoined { worker: WorkerId, host: String, device: String },
+    WorkerRefused { worker: WorkerId, reason: String },
+    WorkerLeft { worker: WorkerId, rank: Option<Rank>, reason: String },
+    GenerationFormed { generation: Generation, world_size: u32, donor: WorkerId, applied: Step, elapsed: Duration },
+    GenerationAborted { generation: Generation, reason: String },
+    EpochStarted { generation: Generation, epoch: Epoch, step: Step, samples: u64 },
+    Progress(ProgressReport),
+    StepSkipped { generation: Generation, epoch: Epoch, step: Step, in_epoch: u64 },
+    EpochFinished { epoch: Epoch, step: Step, samples: u64, train_loss: f64, images_per_second: f64, state_digest: u64 },
+    Validated { epoch: Epoch, step: Step, scores: Scores },
+    CheckpointCommitted { checkpoint: CheckpointId, epoch: Epoch, step: Step, bytes: u64, elapsed: Duration, stall_ms: f64 },
+    CheckpointFailed { checkpoint: CheckpointId, reason: String },
+    DataWarning { worker: WorkerId, file: String, problem: String },
+    EarlyStopped { epoch: Epoch, best_epoch: Epoch },
+    RunFinished { outcome: Outcome },
+    RunFailed { reason: String },
+}
+
+/// The team's progress, about once a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProgressReport {
+    pub generation: Generation,
+    pub epoch: Epoch,
+    pub step: Step,
+    /// Samples of the epoch that are applied.
+    pub cursor: u64,
+    pub samples: u64,
+    pub loss: f64,
+    pub images_per_second: f64,
+    /// To the epoch limit, training only; NaN while the rate is unknown.
+    pub eta_s: f64,
+}

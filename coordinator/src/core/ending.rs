@@ -1,0 +1,65 @@
+//! How a run ends: finished, stopped on request, or failed with a sentence.
+
+use musher_proto::message::{Finish, ToWorker};
+
+use super::{
+    Core, Phase, seconds,
+    effects::{Action, Outcome, RunEvent, Status, Time},
+};
+
+impl Core {
+    /// The team stops after the step in flight, saves and ends.
+    pub(super) fn stop_requested(&mut self, now: Time, out: &mut Vec<Action>) {
+        if std::mem::replace(&mut self.stop_requested, true) {
+            return;
+        }
+        match self.phase {
+            Phase::Training { .. } => self.send_team(&ToWorker::Pause, out),
+            // Nothing is lost: what was applied last is in the newest checkpoint, or there is nothing.
+            Phase::Gathering(_) | Phase::Forming { .. } => self.finish(Status::Stopped, now, out),
+            Phase::Validating { .. } | Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => {}
+        }
+    }
+
+    pub(super) fn fail(&mut self, reason: String, now: Time, out: &mut Vec<Action>) {
+        if !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended) {
+            self.finish(Status::Failed { reason }, now, out);
+        }
+    }
+
+    /// Tells the workers, and lingers until they have heard it.
+    pub(super) fn finish(&mut self, status: Status, now: Time, out: &mut Vec<Action>) {
+        if let Some(open) = self.checkpoint.take() {
+            out.push(Action::AbandonCheckpoint { checkpoint: open.commit.checkpoint });
+        }
+        let goodbye = match &status {
+            Status::Finished(_) => Finish::Finished,
+            Status::Stopped => Finish::Stopped,
+            Status::Failed { reason } => Finish::Failed { reason: reason.clone() },
+        };
+        for &session in self.peers.keys() {
+            self.send(session, ToWorker::Finish(goodbye.clone()), out);
+        }
+        let outcome = self.outcome(status);
+        out.push(Action::Emit(match &outcome.status {
+            Status::Failed { reason } => RunEvent::RunFailed { reason: reason.clone() },
+            Status::Finished(_) | Status::Stopped => RunEvent::RunFinished { outcome: outcome.clone() },
+        }));
+        self.phase = Phase::Lingering { outcome, until: now + seconds(self.job.server.linger_s) };
+    }
+
+    fn outcome(&self, status: Status) -> Outcome {
+        let best = self.progress.saved_best.as_ref();
+        let restored = best.filter(|_| self.job.early_stopping.restore_best);
+        Outcome {
+            status,
+            epochs: self.progress.early_stopping.judged,
+            best_epoch: best.map(|best| best.epoch),
+            scores: restored.map(|best| best.scores).or(self.last_scores),
+            images_per_second: match self.pace.time.as_secs_f64() {
+                0.0 => 0.0,
+                time => self.pace.samples as f64 / time,
+            },
+        }
+    }
+}

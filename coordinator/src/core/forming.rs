@@ -1,0 +1,195 @@
+//! From connected workers to a generation that holds one state: gathering, forming, aborting.
+
+use std::collections::BTreeSet;
+
+use musher_proto::{
+    ids::{Generation, Rank, Session},
+    message::{Form, Interrupted, Member, ReplicaLabel, Start, Synced, ToWorker},
+};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Core, Gathering, Phase, seconds,
+    effects::{Action, RunEvent, Time},
+    roster::{Replies, Team},
+};
+
+/// A team that fails so often in a row without a step between is not going to succeed.
+const BARREN_LIMIT: u32 = 5;
+
+impl Core {
+    /// Forms the next generation when enough workers are there, or when waiting longer is pointless.
+    pub(super) fn form_if_ready(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Phase::Gathering(gathering) = &self.phase else { return };
+        let due = now >= gathering.until;
+        if !gathering.awaiting.is_empty() {
+            if due {
+                self.drop_unresponsive(now, out);
+            }
+            return;
+        }
+        let joined = self.joined_count();
+        let cluster = &self.job.cluster;
+        let complete = gathering.wanted > 0 && joined >= gathering.wanted;
+        if complete || (due && joined >= cluster.min_workers) {
+            self.form(now, out);
+        } else if due && gathering.first {
+            let wanted = gathering.wanted.max(cluster.min_workers);
+            let reason = format!(
+                "{joined} of {wanted} workers joined within {} s (cluster.start_timeout_s): look at the workers' logs, \
+                 or ask for fewer with cluster.workers",
+                cluster.start_timeout_s
+            );
+            self.fail(reason, now, out);
+        }
+    }
+
+    /// Whether the end of the wait changes anything; below `min_workers` the run simply waits on.
+    pub(super) fn gathering_has_a_deadline(&self, gathering: &Gathering) -> bool {
+        gathering.first || !gathering.awaiting.is_empty() || self.joined_count() >= self.job.cluster.min_workers
+    }
+
+    fn joined_count(&self) -> u32 {
+        self.peers.values().filter(|peer| peer.join.is_some()).count() as u32
+    }
+
+    fn drop_unresponsive(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Phase::Gathering(gathering) = &mut self.phase else { return };
+        for session in std::mem::take(&mut gathering.awaiting) {
+            out.push(Action::CloseSession { session });
+            self.peer_lost(session, "it did not leave the aborted generation in time", now, out);
+        }
+    }
+
+    fn form(&mut self, now: Time, out: &mut Vec<Action>) {
+        let generation = self.newest_generation().next();
+        let mut joined: Vec<(Session, Option<ReplicaLabel>)> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.join.is_some())
+            .map(|(&session, peer)| (session, self.eligible(peer.held())))
+            .collect();
+        // By name, so that a team of the same workers has the same ranks whoever was first.
+        joined.sort_by_key(|(session, _)| self.peers.get(session).map(|peer| peer.worker().clone()));
+
+        let best = joined.iter().filter_map(|(_, held)| *held).max();
+        let donor = joined.iter().position(|(_, held)| best.is_some() && *held == best).unwrap_or(0);
+        let start = match (best, &self.durable) {
+            (Some(_), _) => Start::Held,
+            (None, Some((checkpoint, _))) => Start::Checkpoint(checkpoint.clone()),
+            (None, None) => Start::Seeded,
+        };
+        let broadcast = best.is_none() || joined.iter().any(|(_, held)| *held != best);
+
+        let team = Team::new(generation, joined.iter().map(|(session, _)| *session).collect());
+        let roster: Vec<Member> = team
+            .members()
+            .filter_map(|(_, session)| self.peers.get(&session))
+            .filter_map(|peer| {
+                let ring_address = peer.join.as_ref()?.ring_address.clone();
+                Some(Member { worker: peer.worker().clone(), ring_address })
+            })
+            .collect();
+        self.fences.generation = generation;
+        out.push(Action::Persist(self.fences));
+        let secret = self.secret(generation);
+        let synced = Replies::expected_from(&team);
+        self.phase = Phase::Forming { team: team.clone(), synced, since: now };
+        for (rank, session) in team.members() {
+            let form = Form {
+                rank,
+                roster: roster.clone(),
+                secret,
+                donor: Rank(donor as u32),
+                broadcast,
+                start: start.clone(),
+            };
+            self.send(session, ToWorker::Form(form), out);
+        }
+    }
+
+    /// Only a state of the newest generation that began to train, or of one that completed its sync
+    /// on top of that, may be handed on; any other counts as a newcomer's, however many steps it has.
+    fn eligible(&self, held: Option<ReplicaLabel>) -> Option<ReplicaLabel> {
+        held.filter(|label| label.lineage >= self.fences.lineage && label.lineage != Generation(0))
+    }
+
+    fn newest_generation(&self) -> Generation {
+        let reported = self.peers.values().filter_map(|peer| peer.held()).map(|held| held.lineage).max();
+        self.fences.generation.max(reported.unwrap_or_default())
+    }
+
+    fn secret(&self, generation: Generation) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(self.entropy);
+        hash.update(self.fences.term.0.to_le_bytes());
+        hash.update(generation.0.to_le_bytes());
+        hash.finalize().into()
+    }
+
+    pub(super) fn synced(&mut self, session: Session, synced: Synced, now: Time, out: &mut Vec<Action>) {
+        let Phase::Forming { team, synced: replies, since } = &mut self.phase else { return };
+        let Some(rank) = team.rank_of(session) else { return };
+        replies.take(rank, synced);
+        let Some(all) = replies.complete() else { return };
+        let donor = *all[0];
+        if let Some(odd) = all.iter().position(|s| (s.state_digest, s.state_bytes) != (donor.state_digest, donor.state_bytes)) {
+            let reason = format!("after the sync rank {odd} holds another state than rank 0");
+            return self.abort(reason, now, out);
+        }
+        let (team, since) = (team.clone(), *since);
+        let generation = team.generation;
+        let first = team.members().next().and_then(|(_, session)| self.peers.get(&session));
+        out.push(Action::Emit(RunEvent::GenerationFormed {
+            generation,
+            world_size: team.world(),
+            donor: first.map(|peer| peer.worker().clone()).unwrap_or_else(|| "none".into()),
+            applied: donor.held.applied,
+            elapsed: now.saturating_sub(since),
+        }));
+        self.fences.lineage = generation;
+        out.push(Action::Persist(self.fences));
+        self.resume_work(team, donor, now, out);
+    }
+
+    /// The generation can't go on. Survivors drop the step in flight and say what they hold.
+    pub(super) fn abort(&mut self, reason: String, now: Time, out: &mut Vec<Action>) {
+        let Some(team) = self.team().cloned() else { return };
+        out.push(Action::Emit(RunEvent::GenerationAborted { generation: team.generation, reason: reason.clone() }));
+        let awaiting: BTreeSet<Session> =
+            team.members().map(|(_, session)| session).filter(|s| self.peers.contains_key(s)).collect();
+        for &session in &awaiting {
+            self.send(session, ToWorker::Abort { reason: reason.clone() }, out);
+        }
+        self.phase = Phase::Gathering(Gathering {
+            awaiting,
+            until: now + seconds(self.job.cluster.step_timeout_s),
+            wanted: team.world(),
+            first: false,
+        });
+        self.barren += 1;
+        if self.barren > BARREN_LIMIT {
+            self.fail(format!("{BARREN_LIMIT} generations in a row ended without a step, the last because {reason}"), now, out);
+        }
+    }
+
+    pub(super) fn interrupted(&mut self, session: Session, report: Interrupted, now: Time, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let worker = peer.worker().clone();
+        if let Some(join) = &mut peer.join {
+            join.held = report.held;
+        }
+        if let Some(rank) = self.team().and_then(|team| team.rank_of(session)) {
+            self.abort(format!("worker {worker} (rank {rank}) lost its peers: {}", report.reason), now, out);
+        }
+        let Phase::Gathering(gathering) = &mut self.phase else { return };
+        gathering.awaiting.remove(&session);
+        if gathering.awaiting.is_empty() && !gathering.first {
+            gathering.until = now + seconds(self.job.cluster.regroup_window_s);
+            let (joined, wanted) = (self.joined_count(), self.job.cluster.min_workers);
+            if joined < wanted {
+                out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The coordinator's decisions as a pure state machine: events and the time go in, actions come out.
+//!
+//! No I/O, no clock, no randomness; ordered collections only. The shell around it persists first,
+//! then sends. The rules of the protocol and their reasons are in ARCHITECTURE.md.
+
+mod checkpointing;
+pub mod early_stopping;
+pub mod effects;
+mod ending;
+mod forming;
+mod roster;
+pub mod scores;
+mod status;
+mod training;
+
+#[cfg(test)]
+mod tests;
+
+use std::{mem, time::Duration};
+
+use musher_proto::{
+    ids::{CheckpointId, Session, Step},
+    job::JobConfig,
+    message::{DataFacts, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, ToWorker, Train, Validated, Welcome},
+};
+
+use checkpointing::OpenCheckpoint;
+pub use effects::{Action, Commit, Event, Fences, Outcome, Position, RunEvent, RunProgress, Status, Stopped, Time};
+use roster::{Peer, Peers, Replies, Team};
+pub use status::{PeerStatus, RunStatus};
+
+/// What a coordinator starts from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub job: JobConfig,
+    pub run: String,
+    /// Read from disk, its term already raised for this life.
+    pub fences: Fences,
+    pub resumed: Option<ResumePoint>,
+    /// Generations' secrets are derived from it.
+    pub entropy: [u8; 32],
+}
+
+/// A complete, verified checkpoint.
+#[derive(Clone, Debug)]
+pub struct ResumePoint {
+    pub checkpoint: CheckpointId,
+    pub position: Position,
+    pub progress: RunProgress,
+    /// The data set that the run was started with.
+    pub dataset_digest: String,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Core {
+    job: JobConfig,
+    run: String,
+    fences: Fences,
+    entropy: [u8; 32],
+    peers: Peers,
+    /// What all workers' data must be; set by the first to join, or by the checkpoint.
+    data: Option<DataFacts>,
+    resumed_digest: Option<String>,
+    phase: Phase,
+    progress: RunProgress,
+    /// Where a team starts that no holder of the lineage's state is in.
+    durable: Option<(CheckpointId, Position)>,
+    /// The last stopping point whose epoch was announced as finished.
+    announced: Option<musher_proto::ids::Epoch>,
+    checkpoint: Option<OpenCheckpoint>,
+    /// Decided on, and waiting for the one before it or for its own end. A team that breaks meanwhile
+    /// takes it again.
+    owed: Option<SaveRequest>,
+    stop_requested: bool,
+    /// Generations in a row that were aborted before a step was applied.
+    barren: u32,
+    last_applied: Step,
+    pace: Pace,
+    last_scores: Option<scores::Scores>,
+}
+
+/// How fast this coordinator's life has trained.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    samples: u64,
+    time: Duration,
+}
+
+/// What the run is doing. Each phase's data lives in its variant.
+#[derive(Debug)]
+enum Phase {
+    /// Waiting for workers to form the next generation from.
+    Gathering(Gathering),
+    /// The members connect to each other and take the donor's state.
+    Forming { team: Team, synced: Replies<musher_proto::message::Synced>, since: Time },
+    Training { team: Team, state_bytes: u64, train: Train, finished: Replies<SegmentFinished>, since: Time },
+    Validating { team: Team, stop: StoppingPoint, validated: Replies<Validated> },
+    /// A checkpoint on its way must be durable before the next can be taken, or before the run ends.
+    Storing { team: Team, stop: StoppingPoint },
+    /// The last checkpoint is committed; the workers are told and may leave.
+    Lingering { outcome: Outcome, until: Time },
+    Ended,
+}
+
+#[derive(Debug, Default)]
+struct Gathering {
+    /// Former members that have not yet said what they hold.
+    awaiting: std::collections::BTreeSet<Session>,
+    /// When to form with whoever is there.
+    until: Time,
+    /// Form at once when so many are there.
+    wanted: u32,
+    /// The run's first formation: too few at its deadline is a failure.
+    first: bool,
+}
+
+/// The team stands still between two steps, at one state.
+#[derive(Clone, Copy, Debug)]
+struct StoppingPoint {
+    finished: SegmentFinished,
+    state_bytes: u64,
+}
+
+/// A checkpoint that is due at the stopping point after `applied` steps.
+#[derive(Clone, Debug, PartialEq)]
+struct SaveRequest {
+    applied: Step,
+    is_best: bool,
+    is_last: bool,
+    /// How the run ends once it is durable.
+    then: Option<Status>,
+}
+
+impl Core {
+    /// The core and its first actions.
+    pub fn start(origin: Origin, now: Time) -> (Self, Vec<Action>) {
+        let gathering = Gathering {
+            until: now + seconds(origin.job.cluster.start_timeout_s),
+            wanted: origin.job.cluster.workers,
+            first: true,
+            ..Gathering::default()
+        };
+        let resumed = origin.resumed;
+        let mut core = Self {
+            job: origin.job,
+            run: origin.run,
+            fences: origin.fences,
+            entropy: origin.entropy,
+            peers: Peers::new(),
+            data: None,
+            resumed_digest: resumed.as_ref().map(|point| point.dataset_digest.clone()),
+            phase: Phase::Gathering(gathering),
+            progress: resumed.as_ref().map(|point| point.progress.clone()).unwrap_or_default(),
+            durable: resumed.as_ref().map(|point| (point.checkpoint.clone(), point.position)),
+            announced: resumed.as_ref().map(|point| point.progress.early_stopping.judged),
+            checkpoint: None,
+            owed: None,
+            stop_requested: false,
+            barren: 0,
+            last_applied: resumed.as_ref().map(|point| point.position.applied).unwrap_or_default(),
+            pace: Pace::default(),
+            last_scores: None,
+        };
+        let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
+        let mut actions = vec![
+            Action::Persist(core.fences),
+            Action::Emit(RunEvent::RunStarted {
+                term: core.fences.term,
+                resumed_from: resumed.as_ref().map(|point| point.checkpoint.clone()),
+            }),
+        ];
+        match core.finished_status() {
+            Some(status) if resumed.is_some() => core.finish(status, now, &mut actions),
+            _ => actions.push(Action::Emit(RunEvent::WaitingForWorkers { joined: 0, wanted })),
+        }
+        (core, actions)
+    }
+
+    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let out = &mut actions;
+        match event {
+            Event::SessionOpened { session, hello } => self.session_opened(session, hello, now, out),
+            Event::MessageReceived { session, message } => self.message_received(session, message, now, out),
+            Event::SessionClosed { session, reason } => self.peer_lost(session, &reason, now, out),
+            Event::PartStored { header } => self.part_stored(&header, now, out),
+            Event::CheckpointCommitted { checkpoint, bytes } => self.committed(&checkpoint, bytes, now, out),
+            Event::CheckpointFailed { checkpoint, reason } => {
+                if self.checkpoint.as_ref().is_some_and(|open| *open.id() == checkpoint) {
+                    self.checkpoint_failed(&reason, now, out);
+                }
+            }
+            Event::StopRequested => self.stop_requested(now, out),
+            Event::TeamLost { reason } => self.fail(reason, now, out),
+            Event::TimePassed => {}
+        }
+        self.time_passed(now, out);
+        actions
+    }
+
+    /// When `handle` wants to hear of the time again.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let silence = self.peers.values().map(|peer| peer.heard + self.heartbeat_timeout()).min();
+        let phase = match &self.phase {
+            Phase::Gathering(gathering) if self.gathering_has_a_deadline(gathering) => Some(gathering.until),
+            Phase::Lingering { until, .. } => Some(*until),
+            Phase::Ended => return None,
+            _ => None,
+        };
+        [silence, phase].into_iter().flatten().min()
+    }
+
+    fn session_opened(&mut self, session: Session, hello: Hello, now: Time, out: &mut Vec<Action>) {
+        if hello.protocol != PROTOCOL {
+            let reason = format!(
+                "it speaks protocol {}, the coordinator {PROTOCOL}: install the same version of musher and musher-worker",
+                hello.protocol
+            );
+            return self.refuse(session, &hello, reason, out);
+        }
+        if self.peers.len() as u32 >= self.job.cluster.max_workers {
+            let reason = format!("the team has cluster.max_workers = {} members already", self.job.cluster.max_workers);
+            return self.refuse(session, &hello, reason, out);
+        }
+        let former = self.peers.iter().find(|(_, peer)| *peer.worker() == hello.worker).map(|(&s, p)| (s, p.hello.incarnation));
+        match former {
+            Some((_, incarnation)) if incarnation > hello.incarnation => {
+                let reason = format!("a newer process of worker {} is connected already", hello.worker);
+                return self.refuse(session, &hello, reason, out);
+            }
+            Some((former, _)) => {
+                out.push(Action::CloseSession { session: former });
+                self.peer_lost(former, "a new connection took its place", now, out);
+            }
+            None => {}
+        }
+        self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now });
+        let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
+        self.send(session, ToWorker::Welcome(Welcome { session, run: self.run.clone(), job_json }), out);
+    }
+
+    fn refuse(&mut self, session: Session, hello: &Hello, reason: String, out: &mut Vec<Action>) {
+        out.push(Action::Emit(RunEvent::WorkerRefused { worker: hello.worker.clone(), reason: reason.clone() }));
+        self.send(session, ToWorker::Refused { reason }, out);
+        out.push(Action::CloseSession { session });
+    }
+
+    fn message_received(&mut self, session: Session, message: Fenced<FromWorker>, now: Time, out: &mut Vec<Action>) {
+        if message.term != self.fences.term {
+            return;
+        }
+        let live = self.live_generation();
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        peer.heard = now;
+        if message.generation.0 != 0 && live != Some(message.generation) {
+            return; // an older generation's message changes nothing
+        }
+        match message.body {
+            FromWorker::Hello(_) => {}
+            FromWorker::Join(join) => self.joined(session, join, now, out),
+            FromWorker::Synced(synced) => self.synced(session, synced, now, out),
+            FromWorker::Progress(progress) => self.progressed(session, progress, out),
+            FromWorker::SegmentFinished(finished) => self.segment_finished(session, finished, now, out),
+            FromWorker::Validated(validated) => self.validated(session, validated, now, out),
+            FromWorker::Interrupted(interrupted) => self.interrupted(session, interrupted, now, out),
+            FromWorker::DataWarning(warning) => out.push(Action::Emit(RunEvent::DataWarning {
+                worker: peer.worker().clone(),
+                file: warning.file,
+                problem: warning.problem,
+            })),
+            FromWorker::Failed(failed) if failed.any_worker => {
+                let reason = format!("worker {}: {}", peer.worker(), failed.reason);
+                self.fail(reason, now, out);
+            }
+            FromWorker::Failed(failed) => {
+                out.push(Action::CloseSession { session });
+                self.peer_lost(session, &failed.reason, now, out);
+            }
+            FromWorker::Goodbye => {
+                out.push(Action::CloseSession { session });
+                self.peer_lost(session, "it said goodbye", now, out);
+            }
+        }
+    }
+
+    fn joined(&mut self, session: Session, join: Join, now: Time, out: &mut Vec<Action>) {
+        if let Err(reason) = self.check_data(&join.data) {
+            let Some(peer) = self.peers.remove(&session) else { return };
+            return self.refuse(session, &peer.hello, reason, out);
+        }
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        self.data.get_or_insert_with(|| join.data.clone());
+        peer.join = Some(join);
+        out.push(Action::Emit(RunEvent::WorkerJoined {
+            worker: peer.worker().clone(),
+            host: peer.hello.host.clone(),
+            device: peer.hello.device.clone(),
+        }));
+        if let Phase::Gathering(gathering) = &mut self.phase
+            && gathering.first
+            && self.job.cluster.workers == 0
+        {
+            // Whoever comes: form when nobody has come for a while.
+            gathering.until = now + seconds(self.job.cluster.regroup_window_s);
+        }
+    }
+
+    /// # Errors
+    /// What differs, and what to do about it.
+    fn check_data(&self, found: &DataFacts) -> Result<(), String> {
+        if found.train_samples == 0 || found.val_samples == 0 {
+            return Err("its data set has no training or no validation samples".into());
+        }
+        if let Some(data) = &self.data
+            && data != found
+        {
+            return Err(format!(
+                "its data set differs from the team's: it has {} training and {} validation samples with digest {:.12}, \
+                 the team {} and {} with {:.12}; give every worker the same files",
+                found.train_samples, found.val_samples, found.digest, data.train_samples, data.val_samples, data.digest,
+            ));
+        }
+        match &self.resumed_digest {
+            Some(digest) if *digest != found.digest => Err(format!(
+                "its data set has digest {:.12}, the run was started on one with {digest:.12}; \
+                 give it the same files, or start a new run",
+                found.digest
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A worker is gone for good: its stream ended, it fell silent, or it said so.
+    fn peer_lost(&mut self, session: Session, reason: &str, now: Time, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.remove(&session) else { return };
+        let rank = self.team().and_then(|team| team.rank_of(session));
+        if !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended) {
+            out.push(Action::Emit(RunEvent::WorkerLeft { worker: peer.worker().clone(), rank, reason: reason.into() }));
+        }
+        if let Phase::Gathering(gathering) = &mut self.phase {
+            gathering.awaiting.remove(&session);
+        }
+        if rank.is_some() {
+            self.abort(format!("worker {} left: {reason}", peer.worker()), now, out);
+        }
+        if self.checkpoint.as_ref().is_some_and(|open| !open.committing && open.awaits(peer.worker())) {
+            self.checkpoint_failed(&format!("worker {} left before its part was stored", peer.worker()), now, out);
+        }
+    }
+
+    fn time_passed(&mut self, now: Time, out: &mut Vec<Action>) {
+        let timeout = self.heartbeat_timeout();
+        let silent: Vec<Session> =
+            self.peers.iter().filter(|(_, peer)| now >= peer.heard + timeout).map(|(&session, _)| session).collect();
+        for session in silent {
+            out.push(Action::CloseSession { session });
+            let reason = format!("it was silent for {:.1} s (cluster.heartbeat_timeout_s)", timeout.as_secs_f64());
+            self.peer_lost(session, &reason, now, out);
+        }
+        match self.phase {
+            Phase::Gathering(_) => self.form_if_ready(now, out),
+            Phase::Lingering { until, .. } if self.peers.is_empty() || now >= until => {
+                let Phase::Lingering { outcome, .. } = mem::replace(&mut self.phase, Phase::Ended) else {
+                    unreachable!("the phase was matched above")
+                };
+                out.push(Action::End(outcome));
+            }
+            _ => {}
+        }
+    }
+
+    fn team(&self) -> Option<&Team> {
+        match &self.phase {
+            Phase::Forming { team, .. }
+            | Phase::Training { team, .. }
+            | Phase::Validating { team, .. }
+            | Phase::Storing { team, .. } => Some(team),
+            Phase::Gathering(_) | Phase::Lingering { .. } | Phase::Ended => None,
+        }
+    }
+
+    /// The generation whose messages count: the team's, or after an abort the one being wound up.
+    fn live_generation(&self) -> Option<musher_proto::ids::Generation> {
+        match &self.phase {
+            Phase::Gathering(_) => Some(self.fences.generation),
+            _ => self.team().map(|team| team.generation),
+        }
+    }
+
+    fn send(&self, session: Session, body: ToWorker, out: &mut Vec<Action>) {
+        let generation = self.team().map(|team| team.generation).unwrap_or_default();
+        out.push(Action::Send { session, message: Fenced { term: self.fences.term, generation, body } });
+    }
+
+    fn send_team(&self, body: &ToWorker, out: &mut Vec<Action>) {
+        let Some(team) = self.team() else { return };
+        for (_, session) in team.members() {
+            self.send(session, body.clone(), out);
+        }
+    }
+
+    fn heartbeat_timeout(&self) -> Duration {
+        seconds(self.job.cluster.heartbeat_timeout_s)
+    }
+}
+
+fn seconds(value: f64) -> Duration {
+    Duration::from_secs_f64(value)
+}

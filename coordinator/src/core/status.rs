@@ -1,0 +1,79 @@
+//! What the run is doing, for people who ask.
+
+use std::time::Duration;
+
+use musher_proto::{
+    ids::{Epoch, Generation, Rank, Step, Term, WorkerId},
+    message::Progress,
+};
+
+use super::{Core, Phase, early_stopping::Best, effects::Time};
+
+#[derive(Clone, Debug)]
+pub struct RunStatus {
+    pub run: String,
+    pub phase: &'static str,
+    pub term: Term,
+    pub generation: Generation,
+    pub epochs: u32,
+    pub train_samples: u64,
+    /// Of the rank that speaks for the team; `None` before anything was trained.
+    pub progress: Option<Progress>,
+    pub best: Option<Best>,
+    pub peers: Vec<PeerStatus>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    pub worker: WorkerId,
+    pub rank: Option<Rank>,
+    pub host: String,
+    pub device: String,
+    pub progress: Option<Progress>,
+    pub silent: Duration,
+}
+
+impl RunStatus {
+    pub fn epoch(&self) -> Epoch {
+        self.progress.map(|p| p.epoch).unwrap_or_default()
+    }
+
+    pub fn applied(&self) -> Step {
+        self.progress.map(|p| p.applied).unwrap_or_default()
+    }
+}
+
+impl Core {
+    pub fn status(&self, now: Time) -> RunStatus {
+        let rank_of = |session| self.team().and_then(|team| team.rank_of(session));
+        RunStatus {
+            run: self.run.clone(),
+            phase: match self.phase {
+                Phase::Gathering(_) => "waiting for workers",
+                Phase::Forming { .. } => "forming",
+                Phase::Training { .. } => "training",
+                Phase::Validating { .. } => "validating",
+                Phase::Storing { .. } => "saving",
+                Phase::Lingering { .. } | Phase::Ended => "ended",
+            },
+            term: self.fences.term,
+            generation: self.fences.generation,
+            epochs: self.job.train.epochs,
+            train_samples: self.train_samples(),
+            progress: self.peers.iter().find(|(s, _)| rank_of(**s) == Some(Rank(0))).and_then(|(_, peer)| peer.progress),
+            best: self.progress.early_stopping.best,
+            peers: self
+                .peers
+                .iter()
+                .map(|(&session, peer)| PeerStatus {
+                    worker: peer.worker().clone(),
+                    rank: rank_of(session),
+                    host: peer.hello.host.clone(),
+                    device: peer.hello.device.clone(),
+                    progress: peer.progress,
+                    silent: now.saturating_sub(peer.heard),
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! A formed team's work: segments of an epoch, validation, the decisions between two steps, and the
+//! checkpoints that make them durable.
+
+use musher_proto::{
+    ids::{CheckpointId, Epoch, Rank, Session},
+    message::{
+        EpochTotals, Fenced, PartHeader, Phase as WorkerPhase, Progress, ReplicaLabel, SegmentFinished, Synced, ToWorker, Train,
+        Validate, Validated,
+    },
+    shard::ValidationUnits,
+};
+
+use super::{
+    Core, Phase, SaveRequest, StoppingPoint,
+    checkpointing::OpenCheckpoint,
+    early_stopping::Verdict,
+    effects::{Action, Commit, Position, ProgressReport, RunEvent, SavedBest, Status, Stopped, Time},
+    roster::{Replies, Team},
+    scores,
+};
+
+/// Samples in the picture that is drawn at each validation.
+const PICTURE_SAMPLES: u32 = 6;
+
+impl Core {
+    /// A formed team goes on where its state stands.
+    pub(super) fn resume_work(&mut self, team: Team, synced: Synced, now: Time, out: &mut Vec<Action>) {
+        let held = ReplicaLabel { lineage: team.generation, ..synced.held };
+        self.last_applied = self.last_applied.max(held.applied);
+        match self.owed.take_if(|owed| owed.applied == held.applied) {
+            Some(owed) => {
+                let totals = EpochTotals::default(); // announced already
+                let finished =
+                    SegmentFinished { held, paused: false, totals, state_digest: synced.state_digest };
+                let stop = StoppingPoint { finished, state_bytes: synced.state_bytes };
+                self.save(team, stop, owed, now, out);
+            }
+            None => self.train_from(team, held, synced.state_bytes, now, out),
+        }
+    }
+
+    /// Sends the team on from what it holds.
+    fn train_from(&mut self, team: Team, held: ReplicaLabel, state_bytes: u64, now: Time, out: &mut Vec<Action>) {
+        let samples = self.train_samples();
+        let judged = self.progress.early_stopping.judged;
+        let next_epoch = held.cursor >= samples && held.epoch <= judged;
+        let (epoch, cursor) = match next_epoch {
+            true => (held.epoch.next(), 0),
+            false => (held.epoch.max(Epoch(1)), held.cursor),
+        };
+        let train = Train { epoch, cursor, end: self.segment_end(held, cursor) };
+        if cursor == 0 {
+            out.push(Action::Emit(RunEvent::EpochStarted { generation: team.generation, epoch, step: held.applied, samples }));
+        }
+        let finished = Replies::expected_from(&team);
+        self.phase = Phase::Training { team, state_bytes, train, finished, since: now };
+        self.send_team(&ToWorker::Train(train), out);
+        if self.stop_requested {
+            self.send_team(&ToWorker::Pause, out);
+        }
+    }
+
+    /// The epoch's end, or before it the next step whose checkpoint is due.
+    fn segment_end(&self, held: ReplicaLabel, cursor: u64) -> u64 {
+        let (samples, every) = (self.train_samples(), self.job.checkpoint.every_steps);
+        match every {
+            0 => samples,
+            every => {
+                let steps = every - held.applied.0 % every;
+                samples.min(cursor + steps * u64::from(self.job.train.global_batch))
+            }
+        }
+    }
+
+    pub(super) fn train_samples(&self) -> u64 {
+        self.data.as_ref().map_or(0, |data| data.train_samples)
+    }
+
+    fn validation_units(&self) -> ValidationUnits {
+        ValidationUnits {
+            samples: self.data.as_ref().map_or(0, |data| data.val_samples),
+            unit: u64::from(self.job.train.global_batch),
+        }
+    }
+
+    pub(super) fn progressed(&mut self, session: Session, progress: Progress, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let skipped_before = peer.progress.map_or(0, |p| if p.epoch == progress.epoch { p.steps_skipped } else { 0 });
+        peer.progress = Some(progress);
+        let Phase::Training { team, .. } = &self.phase else { return };
+        let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
+        if !speaks_for_the_team || progress.phase != WorkerPhase::Training {
+            return;
+        }
+        let (generation, samples) = (team.generation, self.train_samples());
+        let epochs_left = self.job.train.epochs.saturating_sub(progress.epoch.0);
+        let samples_left = samples.saturating_sub(progress.cursor) + u64::from(epochs_left) * samples;
+        if progress.applied > self.last_applied {
+            self.last_applied = progress.applied;
+            self.barren = 0;
+        }
+        if progress.steps_skipped > skipped_before {
+            out.push(Action::Emit(RunEvent::StepSkipped {
+                generation,
+                epoch: progress.epoch,
+                step: progress.applied,
+                in_epoch: progress.steps_skipped,
+            }));
+        }
+        out.push(Action::Emit(RunEvent::Progress(ProgressReport {
+            generation,
+            epoch: progress.epoch,
+            step: progress.applied,
+            cursor: progress.cursor,
+            samples,
+            loss: progress.loss,
+            images_per_second: progress.images_per_second,
+            eta_s: match progress.images_per_second {
+                rate if rate > 0.0 => samples_left as f64 / rate,
+                _ => f64::NAN,
+            },
+        })));
+    }
+
+    pub(super) fn segment_finished(&mut self, session: Session, report: SegmentFinished, now: Time, out: &mut Vec<Action>) {
+        let Phase::Training { team, state_bytes, train, finished, since } = &mut self.phase else { return };
+        let Some(rank) = team.rank_of(session) else { return };
+        finished.take(rank, report);
+        let Some(all) = finished.complete() else { return };
+        let first = *all[0];
+        let odd = all.iter().position(|r| (r.held, r.state_digest) != (first.held, first.state_digest));
+        let (team, stop, train, since) =
+            (team.clone(), StoppingPoint { finished: first, state_bytes: *state_bytes }, *train, *since);
+        if let Some(odd) = odd {
+            // One state on all ranks is what everything else stands on: better no run than a wrong one.
+            let reason = format!(
+                "after step {} rank {odd} holds another state than rank 0; resume from the newest checkpoint, \
+                 and suspect that worker's memory or device if it happens again",
+                first.held.applied
+            );
+            return self.fail(reason, now, out);
+        }
+        let held = first.held;
+        if held.applied > self.last_applied {
+            self.last_applied = held.applied;
+            self.barren = 0;
+        }
+        let trained = held.cursor.saturating_sub(train.cursor);
+        self.pace.samples += trained;
+        self.pace.time += now.saturating_sub(since);
+        if held.cursor < self.train_samples() {
+            let then = self.stop_requested.then_some(Status::Stopped);
+            if first.paused && then.is_none() {
+                return self.train_from(team, held, stop.state_bytes, now, out);
+            }
+            let save = SaveRequest { applied: held.applied, is_best: false, is_last: false, then };
+            return self.save(team, stop, save, now, out);
+        }
+        if self.announced < Some(held.epoch) {
+            self.announced = Some(held.epoch);
+            out.push(Action::Emit(RunEvent::EpochFinished {
+                epoch: held.epoch,
+                step: held.applied,
+                samples: held.cursor,
+                train_loss: first.totals.loss_sum / held.cursor as f64,
+                images_per_second: trained as f64 / now.saturating_sub(since).as_secs_f64(),
+                state_digest: first.state_digest,
+            }));
+        }
+        let validate = Validate { epoch: held.epoch, samples_wanted: PICTURE_SAMPLES };
+        let validated = Replies::expected_from(&team);
+        self.phase = Phase::Validating { team, stop, validated };
+        self.send_team(&ToWorker::Validate(validate), out);
+    }
+
+    pub(super) fn validated(&mut self, session: Session, report: Validated, now: Time, out: &mut Vec<Action>) {
+        let units = self.validation_units().count();
+        let Phase::Validating { team, stop, validated } = &mut self.phase else { return };
+        let Some(rank) = team.rank_of(session) else { return };
+        validated.take(rank, report);
+        let Some(all) = validated.complete() else { return };
+        let held = stop.finished.held;
+        let same_state = all.iter().all(|v| (v.epoch, v.state_digest) == (held.epoch, stop.finished.state_digest));
+        let scores = match same_state {
+            true => scores::aggregate(all.iter().flat_map(|v| &v.units), units, self.job.model.classes as usize),
+            false => Err("a rank validated another state than the team's".into()),
+        };
+        let png = all.iter().map(|v| &v.samples_png).find(|png| !png.is_empty()).cloned();
+        let (team, stop) = (team.clone(), *stop);
+        let scores = match scores {
+            Ok(scores) => scores,
+            Err(reason) => return self.abort(reason, now, out),
+        };
+        out.push(Action::Emit(RunEvent::Validated { epoch: held.epoch, step: held.applied, scores }));
+        let verdict = self.progress.early_stopping.judge(&self.job.early_stopping, held.epoch, &scores);
+        if let Some(png) = png {
+            out.push(Action::WriteSamples { epoch: held.epoch, png, best: verdict.new_best });
+        }
+        self.epoch_judged(team, stop, verdict, scores, now, out);
+    }
+
+    fn epoch_judged(
+        &mut self,
+        team: Team,
+        stop: StoppingPoint,
+        verdict: Verdict,
+        scores: scores::Scores,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
+        let epoch = stop.finished.held.epoch;
+        self.last_scores = Some(scores);
+        if verdict.stop {
+            let best_epoch = self.progress.early_stopping.best.map_or(epoch, |best| best.epoch);
+            out.push(Action::Emit(RunEvent::EarlyStopped { epoch, best_epoch }));
+        }
+        let finished = self.finished_status();
+        let is_last = finished.is_some();
+        let then = finished.or(self.stop_requested.then_some(Status::Stopped));
+        let every = self.job.checkpoint.every_epochs;
+        let due = every > 0 && epoch.0.is_multiple_of(every);
+        if due || verdict.new_best || then.is_some() {
+            let applied = stop.finished.held.applied;
+            let save = SaveRequest { applied, is_best: verdict.new_best, is_last, then };
+            return self.save(team, stop, save, now, out);
+        }
+        self.go_on(team, stop, now, out);
+    }
+
+    /// Why there is nothing left to train, if so.
+    pub(super) fn finished_status(&self) -> Option<Status> {
+        let judged = &self.progress.early_stopping;
+        match () {
+            () if judged.stopped => Some(Status::Finished(Stopped::Early)),
+            () if judged.judged.0 >= self.job.train.epochs => Some(Status::Finished(Stopped::EpochLimit)),
+            () => None,
+        }
+    }
+
+    /// Trains on; workers that came meanwhile are taken in, as the team stands between two steps.
+    fn go_on(&mut self, team: Team, stop: StoppingPoint, now: Time, out: &mut Vec<Action>) {
+        let held = stop.finished.held;
+        let waiting = self.peers.iter().any(|(&s, peer)| peer.join.is_some() && team.rank_of(s).is_none());
+        if !waiting {
+            return self.train_from(team, held, stop.state_bytes, now, out);
+        }
+        for (_, session) in team.members() {
+            if let Some(join) = self.peers.get_mut(&session).and_then(|peer| peer.join.as_mut()) {
+                join.held = Some(held);
+            }
+        }
+        self.phase = Phase::Gathering(super::Gathering { until: now, wanted: 1, ..Default::default() });
+    }
+
+    /// Takes a checkpoint at the stopping point; training goes on as soon as the replicas are copied.
+    /// A checkpoint still on its way is waited for: they never pile up.
+    fn save(&mut self, team: Team, stop: StoppingPoint, save: SaveRequest, now: Time, out: &mut Vec<Action>) {
+        if self.checkpoint.is_some() {
+            self.owed = Some(save);
+            self.phase = Phase::Storing { team, stop };
+            return;
+        }
+        let held = stop.finished.held;
+        let checkpoint = CheckpointId::of(held.epoch, held.applied);
+        let mut progress = self.progress.clone();
+        if let Some(best) = progress.early_stopping.best.filter(|_| save.is_best) {
+            progress.saved_best =
+                Some(SavedBest { checkpoint: checkpoint.clone(), epoch: best.epoch, scores: best.scores });
+        }
+        let weights = save.is_best || save.is_last;
+        let commit = Commit {
+            checkpoint,
+            position: Position { lineage: held.lineage, applied: held.applied, epoch: held.epoch, cursor: held.cursor },
+            state_bytes: stop.state_bytes,
+            state_digest: stop.finished.state_digest,
+            world_size: team.world(),
+            dataset_digest: self.data.as_ref().map(|data| data.digest.clone()).unwrap_or_default(),
+            progress,
+            is_best: save.is_best,
+            is_last: save.is_last,
+        };
+        out.push(Action::OpenCheckpoint { checkpoint: commit.checkpoint.clone(), state_bytes: commit.state_bytes });
+        let metadata = weights.then(|| self.weights_metadata(&commit));
+        let (open, saves) = OpenCheckpoint::plan(commit, metadata, &team, &self.peers, now);
+        self.checkpoint = Some(open);
+        for (session, request) in saves {
+            let message = Fenced {
+                term: self.fences.term,
+                generation: team.generation,
+                body: ToWorker::Save(request),
+            };
+            out.push(Action::Send { session, message });
+        }
+        if save.then.is_some() {
+            self.owed = Some(save);
+            self.phase = Phase::Storing { team, stop };
+        } else {
+            self.go_on(team, stop, now, out);
+        }
+    }
+
+    /// Written into the weights file, for whoever opens it elsewhere.
+    fn weights_metadata(&self, commit: &Commit) -> String {
+        let scores = self.last_scores.unwrap_or_default();
+        serde_json::json!({
+            "run": self.run,
+            "epoch": commit.position.epoch.to_string(),
+            "step": commit.position.applied.to_string(),
+            "val_loss": scores.loss.to_string(),
+            "val_accuracy": scores.accuracy.to_string(),
+            "val_miou": scores.miou.to_string(),
+            "classes": self.job.model.classes.to_string(),
+            "image_size": self.job.data.image_size.to_string(),
+            "dataset_digest": commit.dataset_digest,
+            "job": serde_json::to_string(&self.job).expect("a job is plain data"),
+        })
+        .to_string()
+    }
+
+    pub(super) fn part_stored(&mut self, header: &PartHeader, now: Time, out: &mut Vec<Action>) {
+        let Some(open) = self.checkpoint.as_mut().filter(|open| !open.committing && *open.id() == header.checkpoint) else {
+            return;
+        };
+        match open.part_stored(header) {
+            Ok(false) => {}
+            Ok(true) => {
+                open.committing = true;
+                out.push(Action::CommitCheckpoint(Box::new(open.commit.clone())));
+            }
+            Err(reason) => self.checkpoint_failed(&reason, now, out),
+        }
+    }
+
+    pub(super) fn committed(&mut self, checkpoint: &CheckpointId, bytes: u64, now: Time, out: &mut Vec<Action>) {
+        let Some(open) = self.checkpoint.take_if(|open| open.id() == checkpoint) else { return };
+        let Commit { checkpoint, position, progress, is_best, .. } = open.commit;
+        out.push(Action::Emit(RunEvent::CheckpointCommitted {
+            checkpoint: checkpoint.clone(),
+            epoch: position.epoch,
+            step: position.applied,
+            bytes,
+            elapsed: now.saturating_sub(open.opened),
+            stall_ms: open.stall_ms,
+        }));
+        if is_best {
+            self.progress.saved_best = progress.saved_best;
+        }
+        self.durable = Some((checkpoint, position));
+        match self.owed.take_if(|owed| owed.applied == position.applied) {
+            Some(SaveRequest { then: Some(status), .. }) => self.finish(status, now, out),
+            _ => self.storing_done(now, out),
+        }
+    }
+
+    /// Training goes on: the checkpoints before this one stand. A run that ends with it fails, as its
+    /// result is not safe.
+    pub(super) fn checkpoint_failed(&mut self, reason: &str, now: Time, out: &mut Vec<Action>) {
+        let Some(open) = self.checkpoint.take() else { return };
+        let Commit { checkpoint, position, .. } = open.commit;
+        out.push(Action::AbandonCheckpoint { checkpoint: checkpoint.clone() });
+        out.push(Action::Emit(RunEvent::CheckpointFailed { checkpoint: checkpoint.clone(), reason: reason.into() }));
+        let Phase::Storing { .. } = self.phase else { return };
+        match self.owed.take_if(|owed| owed.applied == position.applied) {
+            Some(_) => self.fail(format!("the last checkpoint, {checkpoint}, could not be written: {reason}"), now, out),
+            None => self.storing_done(now, out),
+        }
+    }
+
+    /// Nothing is on its way any more: takes the checkpoint that waited, or trains on.
+    fn storing_done(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Phase::Storing { team, stop } = &self.phase else { return };
+        let (team, stop) = (team.clone(), *stop);
+        match self.owed.take() {
+            Some(owed) => self.save(team, stop, owed, now, out),
+            None => self.go_on(team, stop, now, out),
+        }
+    }
+}

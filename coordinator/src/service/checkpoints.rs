@@ -1,0 +1,243 @@
+//! `Checkpoints.Upload` and `Download`: replicas' state between workers and the store.
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use musher_proto::{
+    ids::{CheckpointId, Term},
+    job::JobConfig,
+    message::{PartHeader, PartKind},
+    wire::{self, checkpoints_server, upload_chunk::Body},
+};
+use tokio::{sync::mpsc, task};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Handle;
+use crate::{
+    core::{Commit, Event},
+    run_dir::RunDir,
+    store::{self, Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter, PendingCheckpoint, StoreError, StoredFile},
+};
+
+const WEIGHTS: &str = "weights.safetensors";
+const DOWNLOAD_CHUNK: usize = 1 << 20;
+/// Chunks read ahead of a download: enough to keep disk and network both busy.
+const DOWNLOAD_AHEAD: usize = 4;
+
+/// The checkpoints that parts may come for.
+#[derive(Debug)]
+pub(super) struct Uploads {
+    store: CheckpointStore,
+    open: Mutex<BTreeMap<CheckpointId, Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    pending: PendingCheckpoint,
+    parts: Vec<Part>,
+    files: Vec<StoredFile>,
+}
+
+impl Uploads {
+    pub fn new(store: CheckpointStore) -> Self {
+        Self { store, open: Mutex::default() }
+    }
+
+    pub fn open(&self, id: &CheckpointId, state_bytes: u64) -> Result<(), StoreError> {
+        self.abandon(id);
+        let pending = self.store.begin(id, state_bytes)?;
+        self.lock().insert(id.clone(), Open { pending, parts: Vec::new(), files: Vec::new() });
+        Ok(())
+    }
+
+    pub fn abandon(&self, id: &CheckpointId) {
+        self.lock().remove(id); // dropping it removes its files
+    }
+
+    /// Makes the checkpoint visible, updates the run's weights files, and prunes older checkpoints.
+    /// Returns its size in bytes.
+    pub fn commit(&self, commit: &Commit, job: &JobConfig, run_dir: &RunDir) -> Result<u64, StoreError> {
+        let id = &commit.checkpoint;
+        let open = self.lock().remove(id).ok_or_else(|| StoreError::WrongCheckpoint {
+            expected: id.to_string(),
+            found: "one that is not open".into(),
+        })?;
+        let manifest = manifest(commit, job, open.parts, open.files);
+        let bytes = manifest.state_bytes + manifest.files.iter().map(|file| file.bytes).sum::<u64>();
+        open.pending.commit(&manifest)?;
+        let weights = self.store.path_of(id).join(WEIGHTS);
+        if commit.is_best {
+            store::copy_atomically(&weights, &run_dir.best_weights())?;
+        }
+        if commit.is_last {
+            store::copy_atomically(&weights, &run_dir.last_weights())?;
+        }
+        let best = commit.progress.saved_best.as_ref().map(|best| &best.checkpoint);
+        self.store.prune(job.checkpoint.keep as usize, best)?;
+        Ok(bytes)
+    }
+
+    fn writer(&self, header: &PartHeader) -> Result<Writer, Status> {
+        let open = self.lock();
+        let open = open.get(&header.checkpoint).ok_or_else(|| {
+            Status::failed_precondition(format!("checkpoint {} is not open, it was abandoned or is unknown", header.checkpoint))
+        })?;
+        Ok(match header.kind {
+            PartKind::State { offset, digest } => Writer::State(open.pending.part(offset, header.length).map_err(refused)?, digest),
+            PartKind::Weights => Writer::Weights(open.pending.file(WEIGHTS, header.length).map_err(refused)?),
+        })
+    }
+
+    /// Makes the part durable and takes note of it.
+    fn finish(&self, id: &CheckpointId, writer: Writer) -> Result<(), Status> {
+        enum Stored {
+            Part(Part),
+            File(StoredFile),
+        }
+        let stored = match writer {
+            Writer::State(writer, digest) => Stored::Part(writer.finish(digest).map_err(refused)?),
+            Writer::Weights(writer) => Stored::File(writer.finish().map_err(refused)?),
+        };
+        let mut open = self.lock();
+        let open = open.get_mut(id).ok_or_else(|| Status::failed_precondition(format!("checkpoint {id} was abandoned")))?;
+        match stored {
+            Stored::Part(part) => open.parts.push(part),
+            Stored::File(file) => open.files.push(file),
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CheckpointId, Open>> {
+        self.open.lock().expect("no holder of this lock panics")
+    }
+}
+
+enum Writer {
+    State(PartWriter, u64),
+    Weights(FileWriter),
+}
+
+impl Writer {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Status> {
+        match self {
+            Writer::State(writer, _) => writer.write(bytes),
+            Writer::Weights(writer) => writer.write(bytes),
+        }
+        .map_err(refused)
+    }
+}
+
+fn refused(error: StoreError) -> Status {
+    match error {
+        StoreError::DiskFull { .. } => Status::resource_exhausted(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    }
+}
+
+fn manifest(commit: &Commit, job: &JobConfig, parts: Vec<Part>, files: Vec<StoredFile>) -> Manifest {
+    let best = commit.progress.saved_best.as_ref();
+    Manifest {
+        version: MANIFEST_VERSION,
+        id: commit.checkpoint.clone(),
+        run: job.name.clone(),
+        created_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
+        state_bytes: commit.state_bytes,
+        state_digest: commit.state_digest,
+        parts,
+        files,
+        lineage: commit.position.lineage,
+        applied: commit.position.applied,
+        epoch: commit.position.epoch,
+        cursor: commit.position.cursor,
+        seed: job.seed,
+        world_size: commit.world_size,
+        dataset_digest: commit.dataset_digest.clone(),
+        config: serde_json::to_value(job).expect("a job is plain data"),
+        progress: serde_json::to_value(&commit.progress).expect("progress is plain data"),
+        best: best.map(|best| Best { checkpoint: best.checkpoint.clone(), epoch: best.epoch }),
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Checkpoints {
+    handle: Handle,
+    uploads: Arc<Uploads>,
+    term: Term,
+}
+
+impl Checkpoints {
+    pub fn new(handle: Handle, uploads: Arc<Uploads>, term: Term) -> Self {
+        Self { handle, uploads, term }
+    }
+
+    async fn receive(&self, header: &PartHeader, mut inbound: Streaming<wire::UploadChunk>) -> Result<(), Status> {
+        let mut writer = task::block_in_place(|| self.uploads.writer(header))?;
+        while let Some(wire::UploadChunk { body }) = inbound.message().await? {
+            let Some(Body::Chunk(chunk)) = body else {
+                return Err(Status::invalid_argument("an upload has one header, then chunks"));
+            };
+            task::block_in_place(|| writer.write(&chunk.data))?;
+        }
+        task::block_in_place(|| self.uploads.finish(&header.checkpoint, writer))
+    }
+}
+
+#[tonic::async_trait]
+impl checkpoints_server::Checkpoints for Checkpoints {
+    async fn upload(
+        &self,
+        request: Request<Streaming<wire::UploadChunk>>,
+    ) -> Result<Response<wire::UploadReceipt>, Status> {
+        let mut inbound = request.into_inner();
+        let Some(wire::UploadChunk { body: Some(Body::Header(header)) }) = inbound.message().await? else {
+            return Err(Status::invalid_argument("an upload begins with its header"));
+        };
+        let header = PartHeader::try_from(header).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if header.term != self.term {
+            return Err(Status::failed_precondition(format!("the upload is of term {}, this is {}", header.term, self.term)));
+        }
+        match self.receive(&header, inbound).await {
+            Ok(()) => {
+                self.handle.tell(Event::PartStored { header }).await;
+                Ok(Response::new(wire::UploadReceipt {}))
+            }
+            Err(status) => {
+                let reason = status.message().to_owned();
+                self.handle.tell(Event::CheckpointFailed { checkpoint: header.checkpoint, reason }).await;
+                Err(status)
+            }
+        }
+    }
+
+    type DownloadStream = ReceiverStream<Result<wire::Chunk, Status>>;
+
+    async fn download(
+        &self,
+        request: Request<wire::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let id = CheckpointId(request.into_inner().checkpoint);
+        let mut reader =
+            self.uploads.store.open_state(&id).map_err(|error| Status::not_found(error.to_string()))?;
+        let (sender, chunks) = mpsc::channel(DOWNLOAD_AHEAD);
+        task::spawn_blocking(move || {
+            loop {
+                let mut data = Vec::with_capacity(DOWNLOAD_CHUNK);
+                let chunk = match reader.by_ref().take(DOWNLOAD_CHUNK as u64).read_to_end(&mut data) {
+                    Ok(0) => break,
+                    Ok(_) => Ok(wire::Chunk { data: data.into() }),
+                    Err(error) => Err(Status::data_loss(format!("checkpoint {id} could not be read: {error}"))),
+                };
+                let failed = chunk.is_err();
+                if sender.blocking_send(chunk).is_err() || failed {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(chunks)))
+    }
+}

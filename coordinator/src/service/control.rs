@@ -1,0 +1,64 @@
+//! `Control`: status and stop, for people and their tools.
+
+use musher_proto::wire::{self, control_server};
+use tonic::{Request, Response, Status};
+
+use super::Handle;
+use crate::core::{Event, RunStatus};
+
+#[derive(Debug)]
+pub(super) struct Control {
+    handle: Handle,
+}
+
+impl Control {
+    pub fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+}
+
+#[tonic::async_trait]
+impl control_server::Control for Control {
+    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusReply>, Status> {
+        let status = self.handle.status().await.ok_or_else(|| Status::unavailable("the run has ended"))?;
+        Ok(Response::new(reply(status)))
+    }
+
+    async fn stop(&self, _: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {
+        self.handle.tell(Event::StopRequested).await;
+        Ok(Response::new(wire::StopReply {}))
+    }
+}
+
+fn reply(status: RunStatus) -> wire::StatusReply {
+    let progress = status.progress;
+    wire::StatusReply {
+        epoch: status.epoch().0,
+        applied: status.applied().0,
+        run: status.run,
+        phase: status.phase.into(),
+        term: status.term.0,
+        generation: status.generation.0,
+        epochs: status.epochs,
+        cursor: progress.map_or(0, |p| p.cursor),
+        train_samples: status.train_samples,
+        loss: progress.map_or(f64::NAN, |p| p.loss),
+        images_per_second: progress.map_or(0.0, |p| p.images_per_second),
+        best_epoch: status.best.map(|best| best.epoch.0),
+        best_value: status.best.and_then(|best| best.value),
+        workers: status
+            .peers
+            .into_iter()
+            .map(|peer| wire::WorkerStatus {
+                worker: peer.worker.0,
+                rank: peer.rank.map(|rank| rank.0),
+                host: peer.host,
+                device: peer.device,
+                phase: peer.progress.map_or("joining", |p| p.phase.name()).into(),
+                applied: peer.progress.map_or(0, |p| p.applied.0),
+                step_ms: peer.progress.map_or(0.0, |p| p.step_ms),
+                silent_ms: peer.silent.as_millis() as u64,
+            })
+            .collect(),
+    }
+}

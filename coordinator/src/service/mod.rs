@@ -1,0 +1,120 @@
+//! The shell around the core: gRPC services and timers feed events to one actor, which owns the core
+//! and performs its actions.
+
+mod actor;
+mod checkpoints;
+mod control;
+mod sessions;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use musher_proto::{
+    job::JobConfig,
+    wire::{
+        self, checkpoints_server::CheckpointsServer, control_server::ControlServer, training_server::TrainingServer,
+    },
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    announce::Announcer,
+    core::{Core, Event, Origin, Outcome, RunStatus},
+    run_dir::RunDir,
+    store::CheckpointStore,
+};
+use actor::Actor;
+use checkpoints::Uploads;
+
+/// Events wait here for the actor. A worker sends about one a second, so this is some seconds of
+/// a thousand workers; beyond it, their streams wait.
+const INBOX: usize = 4096;
+
+/// A coordinator that is ready to serve one run.
+#[derive(Debug)]
+pub struct Service {
+    pub run_dir: RunDir,
+    pub store: CheckpointStore,
+    pub job: JobConfig,
+    pub origin: Origin,
+    pub announcer: Announcer,
+}
+
+/// Talks to a running coordinator from the same process.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    inbox: mpsc::Sender<Input>,
+}
+
+/// What reaches the actor.
+#[derive(Debug)]
+enum Input {
+    Event(Event),
+    /// A worker's stream began; what the core sends to that session goes out by `outbox`.
+    SessionOpened { event: Event, session: musher_proto::ids::Session, outbox: sessions::Outbox },
+    Status { reply: oneshot::Sender<RunStatus> },
+}
+
+impl Handle {
+    /// Returns when the actor has it, or is gone.
+    pub async fn tell(&self, event: Event) {
+        let _ = self.inbox.send(Input::Event(event)).await;
+    }
+
+    /// `None` once the run has ended.
+    pub async fn status(&self) -> Option<RunStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Status { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    async fn send(&self, input: Input) -> Result<(), tonic::Status> {
+        self.inbox.send(input).await.map_err(|_| tonic::Status::unavailable("the run has ended"))
+    }
+}
+
+impl Service {
+    /// Serves until the run has ended. `with_handle` is given the handle before the first worker can
+    /// come.
+    pub async fn run(self, listener: TcpListener, with_handle: impl FnOnce(Handle)) -> anyhow::Result<Outcome> {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let handle = Handle { inbox: sender };
+        let uploads = Arc::new(Uploads::new(self.store));
+        let term = self.origin.fences.term;
+        let started = tokio::time::Instant::now();
+        let (core, first_actions) = Core::start(self.origin, Duration::ZERO);
+        let actor = Actor::new(core, self.job, self.run_dir, uploads.clone(), self.announcer, handle.clone(), started);
+        with_handle(handle.clone());
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<TrainingServer<sessions::Training>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+            .build_v1()
+            .context("the services' descriptors are damaged")?;
+        let (ended, end) = oneshot::channel::<()>();
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .tcp_nodelay(true)
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(TrainingServer::new(sessions::Training::new(handle.clone())))
+            .add_service(CheckpointsServer::new(checkpoints::Checkpoints::new(handle.clone(), uploads, term)))
+            .add_service(ControlServer::new(control::Control::new(handle)))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                let _ = end.await;
+            });
+        let server = tokio::spawn(server);
+        let outcome = actor.run(inbox, first_actions).await;
+        let _ = ended.send(());
+        // Streams that workers left open do not hold the coordinator up.
+        let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+        outcome
+    }
+}

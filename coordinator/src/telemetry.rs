@@ -1,0 +1,108 @@
+//! What a run says of itself: events in `events.jsonl`, lines on stderr, a progress bar.
+//!
+//! Owns the forms events take outside and where they go. What happens, and is worth saying, is said
+//! elsewhere, by tracing events of target [`EVENT_TARGET`] with an `event` field; all other tracing
+//! events are ordinary logs, which reach stderr alone. Metrics and spans are not its business.
+
+mod console;
+mod events_file;
+mod pretty;
+mod progress;
+mod record;
+
+use std::io;
+use std::path::PathBuf;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{FromEnvError, filter_fn};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+pub use console::Console;
+pub use progress::Progress;
+
+use events_file::EventsFile;
+use record::Record;
+
+/// The target of the events that users and their tools may rely on.
+pub const EVENT_TARGET: &str = "musher::event";
+
+/// The form of lines on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One flat JSON object a line, as in `events.jsonl`.
+    Json,
+    /// For people: short, aligned in time, coloured on a terminal unless `NO_COLOR` is set.
+    Pretty,
+}
+
+/// Where telemetry goes.
+#[derive(Debug, Clone, Default)]
+pub struct TelemetryOptions {
+    /// `None`: pretty on a terminal, JSON otherwise.
+    pub format: Option<LogFormat>,
+    /// Events are appended here, whatever `RUST_LOG` says.
+    pub events_file: Option<PathBuf>,
+}
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("cannot open {} for events: {source}; check the run directory", path.display())]
+    EventsFile { path: PathBuf, source: io::Error },
+    #[error("RUST_LOG is not a filter: {0}; write a level, or target=level, such as RUST_LOG=info")]
+    Filter(#[from] FromEnvError),
+    #[error("telemetry is already set up in this process; set it up once")]
+    AlreadySet(#[from] tracing::subscriber::SetGlobalDefaultError),
+}
+
+/// Sets telemetry up for the whole process. `RUST_LOG` filters stderr, `info` by default.
+///
+/// The console is where a [`Progress`] bar shows, between the lines.
+pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
+    let events = match options.events_file {
+        None => None,
+        Some(path) => match EventsFile::open(&path) {
+            Ok(file) => Some(file),
+            Err(source) => return Err(TelemetryError::EventsFile { path, source }),
+        },
+    };
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).try_from_env();
+    let filter = match filter {
+        Err(error) if std::env::var_os(EnvFilter::DEFAULT_ENV).is_some() => return Err(error.into()),
+        Err(_) => EnvFilter::new("info"),
+        Ok(filter) => filter,
+    };
+    let console = Console::stderr(options.format);
+    tracing::subscriber::set_global_default(subscriber(events, console.clone(), filter))?;
+    Ok(console)
+}
+
+fn subscriber(
+    events: Option<EventsFile>,
+    console: Console,
+    filter: EnvFilter,
+) -> impl Subscriber + Send + Sync {
+    let events_only = filter_fn(|metadata| metadata.target() == EVENT_TARGET);
+    Registry::default()
+        .with(events.map(|file| Recorder(file).with_filter(events_only)))
+        .with(Recorder(console).with_filter(filter))
+}
+
+/// Takes records of events, and has nobody to tell that it failed.
+trait Sink {
+    fn take(&self, record: &Record);
+}
+
+/// The layer in front of a sink.
+struct Recorder<S>(S);
+
+impl<S: Sink + 'static, C: Subscriber> Layer<C> for Recorder<S> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, C>) {
+        self.0.take(&Record::now(event));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! Decoded images and masks in memory. Not how they are read (`decode`) nor resized (`resample`).
+
+/// `C` interleaved channels of u8, row by row: `data` is [height, width, C].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raster<const C: usize> {
+    pub width: u32,
+    pub height: u32,
+    pub data: Vec<u8>,
+}
+
+/// An RGB image, [H, W, 3], 0..=255.
+pub type Picture = Raster<3>;
+
+/// Class indices, [H, W], 0..=2 (see [`CLASS_NAMES`](crate::CLASS_NAMES)).
+pub type Mask = Raster<1>;
+
+/// An image and its mask, of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    pub picture: Picture,
+    pub mask: Mask,
+}
+
+impl<const C: usize> Raster<C> {
+    /// # Panics
+    /// If either side is 0, or `data` is not `height * width * C` long.
+    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Self {
+        assert!(width > 0 && height > 0, "an image has at least one pixel");
+        assert_eq!(data.len(), width as usize * height as usize * C);
+        Self {
+            width,
+            height,
+            data,
+        }
+    }
+
+    /// Builds a raster from a function of (x, y).
+    pub fn from_fn(width: u32, height: u32, mut pixel: impl FnMut(u32, u32) -> [u8; C]) -> Self {
+        let data = (0..height)
+            .flat_map(|y| (0..width).map(move |x| (x, y)))
+            .flat_map(|(x, y)| pixel(x, y))
+            .collect();
+        Self::new(width, height, data)
+    }
+
+    pub fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
+    }
+
+    pub fn pixel(&self, x: u32, y: u32) -> [u8; C] {
+        let at = (y as usize * self.width as usize + x as usize) * C;
+        std::array::from_fn(|channel| self.data[at + channel])
+    }
+}
+
+impl Pair {
+    /// Memory that the decoded bytes take.
+    pub fn bytes(&self) -> usize {
+        self.picture.data.len() + self.mask.data.len()
+    }
+}

@@ -1,0 +1,310 @@
+//! Reading a raster through an affine map. Bilinear as OpenCV's `resize` and `warpAffine`: pixel
+//! centres at halves, four neighbours, no antialias.
+//!
+//! Coordinates run along a row in 32.32 fixed point; the pixels whose neighbours all lie inside
+//! the source are found before the row is walked, so that the inner loop knows no border.
+
+use std::ops::Range;
+
+use crate::{Affine, Mask, Raster};
+
+/// What lies outside of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// Mirrored at the outermost pixels' centres: `c b | a b c | b a`.
+    Reflect101,
+    /// The outermost pixels go on: `a a | a b c | c c`.
+    Replicate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    Nearest,
+    /// Towards zero.
+    Truncate,
+}
+
+/// Samples `source` through `map` into `out`, [side, side, C].
+///
+/// # Panics
+/// If `out` is not `side * side * C` long.
+pub fn bilinear<const C: usize>(
+    source: &Raster<C>,
+    map: &Affine,
+    border: Border,
+    rounding: Rounding,
+    side: u32,
+    out: &mut [u8],
+) {
+    let bias = match rounding {
+        Rounding::Nearest => 1 << (2 * WEIGHT_BITS - 1),
+        Rounding::Truncate => 0,
+    };
+    // Half a pixel back to the neighbour's centre; half a weight's unit on, to round the weights.
+    let offset = -ONE / 2 + (1 << (FRACTION_BITS - WEIGHT_BITS - 1));
+    let (width, height) = (source.width as usize, source.height as usize);
+    let walk = Walk::new(map, side, offset);
+
+    for (j, row) in rows::<C>(side, out) {
+        let line = walk.line(j);
+        let inside = line.inside(width - 1, height - 1, side as usize);
+        let near_border = |row: &mut [u8], columns: Range<usize>| {
+            for i in columns {
+                let (x, y) = line.at(i);
+                let [left, right] = [whole(x), whole(x) + 1].map(|x| border.index(x, width));
+                let [top, bottom] = [whole(y), whole(y) + 1].map(|y| border.index(y, height));
+                let corner = |x, y| &source.data[(y * width + x) * C..][..C];
+                blend(
+                    [corner(left, top), corner(right, top)],
+                    [corner(left, bottom), corner(right, bottom)],
+                    [weight(x), weight(y)],
+                    bias,
+                    &mut row[i * C..(i + 1) * C],
+                );
+            }
+        };
+        near_border(row, 0..inside.start);
+        near_border(row, inside.end..side as usize);
+
+        let (mut x, mut y) = line.at(inside.start);
+        for pixel in row[inside.start * C..inside.end * C].chunks_exact_mut(C) {
+            let at = (whole(y) as usize * width + whole(x) as usize) * C;
+            let upper = &source.data[at..][..2 * C];
+            let lower = &source.data[at + width * C..][..2 * C];
+            blend(
+                [&upper[..C], &upper[C..]],
+                [&lower[..C], &lower[C..]],
+                [weight(x), weight(y)],
+                bias,
+                pixel,
+            );
+            x += line.step[0];
+            y += line.step[1];
+        }
+    }
+}
+
+/// Samples the class of the source pixel under each output pixel's centre into `out`, [side, side].
+///
+/// # Panics
+/// If `out` is not `side * side` long.
+pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut [u8]) {
+    let (width, height) = (source.width as usize, source.height as usize);
+    let walk = Walk::new(map, side, 0);
+
+    for (j, row) in rows::<1>(side, out) {
+        let line = walk.line(j);
+        let inside = line.inside(width, height, side as usize);
+        let near_border = |row: &mut [u8], columns: Range<usize>| {
+            for i in columns {
+                let (x, y) = line.at(i);
+                let (x, y) = (border.index(whole(x), width), border.index(whole(y), height));
+                row[i] = source.data[y * width + x];
+            }
+        };
+        near_border(row, 0..inside.start);
+        near_border(row, inside.end..side as usize);
+
+        let (mut x, mut y) = line.at(inside.start);
+        for class in &mut row[inside] {
+            *class = source.data[whole(y) as usize * width + whole(x) as usize];
+            x += line.step[0];
+            y += line.step[1];
+        }
+    }
+}
+
+/// Fixed point 32.32; sides of 2^14 leave ample room for what lies outside.
+type Fixed = i64;
+const FRACTION_BITS: u32 = 32;
+const ONE: Fixed = 1 << FRACTION_BITS;
+
+/// Of an interpolation weight, as in OpenCV's `resize`: two of them and a byte fit an i32.
+const WEIGHT_BITS: u32 = 11;
+
+fn fixed(value: f64) -> Fixed {
+    (value * ONE as f64).round() as Fixed
+}
+
+fn whole(value: Fixed) -> isize {
+    (value >> FRACTION_BITS) as isize
+}
+
+fn weight(value: Fixed) -> i32 {
+    (value >> (FRACTION_BITS - WEIGHT_BITS)) as i32 & ((1 << WEIGHT_BITS) - 1)
+}
+
+#[inline(always)]
+fn blend(upper: [&[u8]; 2], lower: [&[u8]; 2], [wx, wy]: [i32; 2], bias: i32, out: &mut [u8]) {
+    const UNIT: i32 = 1 << WEIGHT_BITS;
+    let mix = |[left, right]: [&[u8]; 2], channel: usize| {
+        i32::from(left[channel]) * (UNIT - wx) + i32::from(right[channel]) * wx
+    };
+    for (channel, out) in out.iter_mut().enumerate() {
+        let sum = mix(upper, channel) * (UNIT - wy) + mix(lower, channel) * wy;
+        *out = ((sum + bias) >> (2 * WEIGHT_BITS)) as u8;
+    }
+}
+
+fn rows<const C: usize>(side: u32, out: &mut [u8]) -> impl Iterator<Item = (u32, &mut [u8])> {
+    assert_eq!(out.len(), side as usize * side as usize * C);
+    (0..).zip(out.chunks_exact_mut((side as usize * C).max(1)))
+}
+
+impl Border {
+    /// The pixel that stands for `at` among `len`.
+    fn index(self, at: isize, len: usize) -> usize {
+        let last = len as isize - 1;
+        let index = match self {
+            Self::Replicate => at.clamp(0, last),
+            Self::Reflect101 if last == 0 => 0,
+            Self::Reflect101 => {
+                let folded = at.rem_euclid(2 * last);
+                folded.min(2 * last - folded)
+            }
+        };
+        index as usize
+    }
+}
+
+/// The source coordinates of all output pixels' centres.
+struct Walk<'a> {
+    map: &'a Affine,
+    pixel: f64,
+    offset: Fixed,
+    step: [Fixed; 2],
+}
+
+/// Those of one row: `start + i * step`.
+struct Line {
+    start: [Fixed; 2],
+    step: [Fixed; 2],
+}
+
+impl<'a> Walk<'a> {
+    fn new(map: &'a Affine, side: u32, offset: Fixed) -> Self {
+        let pixel = 1.0 / f64::from(side);
+        Self {
+            map,
+            pixel,
+            offset,
+            step: map.along_u.map(|along| fixed(along * pixel)),
+        }
+    }
+
+    fn line(&self, j: u32) -> Line {
+        let start = self.map.at(0.5 * self.pixel, (f64::from(j) + 0.5) * self.pixel);
+        Line {
+            start: start.map(|start| fixed(start) + self.offset),
+            step: self.step,
+        }
+    }
+}
+
+impl Line {
+    fn at(&self, i: usize) -> (Fixed, Fixed) {
+        let [x, y] = [0, 1].map(|axis| self.start[axis] + i as Fixed * self.step[axis]);
+        (x, y)
+    }
+
+    /// The columns below `side` whose coordinates lie in [0, width) and [0, height).
+    fn inside(&self, width: usize, height: usize, side: usize) -> Range<usize> {
+        let [x, y] = [(0, width), (1, height)].map(|(axis, limit)| {
+            columns_within(self.start[axis], self.step[axis], limit as Fixed * ONE, side)
+        });
+        let start = x.start.max(y.start);
+        start..x.end.min(y.end).max(start)
+    }
+}
+
+/// The `i` below `count` with `0 <= start + i * step < limit`.
+fn columns_within(start: Fixed, step: Fixed, limit: Fixed, count: usize) -> Range<usize> {
+    let ceil_div = |a: Fixed, b: Fixed| -(-a).div_euclid(b);
+    let clamp = |i: Fixed| i.clamp(0, count as Fixed) as usize;
+    let range = match step {
+        0 if (0..limit).contains(&start) => 0..count,
+        0 => 0..0,
+        1.. => clamp(ceil_div(-start, step))..clamp(ceil_div(limit - start, step)),
+        // Walked backwards: `limit - 1 - coordinate` rises and has the same bounds.
+        _ => return columns_within(limit - 1 - start, -step, limit, count),
+    };
+    range.start..range.end.max(range.start)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn borders_repeat_as_drawn() {
+        let reflected: Vec<_> = (-5..8).map(|at| Border::Reflect101.index(at, 3)).collect();
+        assert_eq!(reflected, [1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]);
+        let replicated: Vec<_> = (-2..5).map(|at| Border::Replicate.index(at, 3)).collect();
+        assert_eq!(replicated, [0, 0, 0, 1, 2, 2, 2]);
+        assert_eq!(Border::Reflect101.index(-7, 1), 0);
+    }
+
+    #[test]
+    fn the_identity_copies() {
+        let source = Raster::<3>::from_fn(9, 9, |x, y| [x as u8, y as u8, (x * y) as u8]);
+        let mut out = vec![0; 9 * 9 * 3];
+        let map = Affine::stretch(9, 9);
+        bilinear(&source, &map, Border::Reflect101, Rounding::Nearest, 9, &mut out);
+        assert_eq!(out, source.data);
+    }
+
+    #[test]
+    fn halving_averages_four() {
+        let source = Raster::<1>::from_fn(4, 4, |x, y| [(x * 10 + y * 40) as u8]);
+        let mut out = vec![0; 4];
+        let map = Affine::stretch(4, 4);
+        bilinear(&source, &map, Border::Replicate, Rounding::Nearest, 2, &mut out);
+        assert_eq!(out, [25, 45, 105, 125]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_inner_range_is_exact(start in -50i64..50, step in -7i64..7, limit in 0i64..40, count in 0usize..30) {
+            let range = columns_within(start, step, limit, count);
+            for i in 0..count {
+                let coordinate = start + i as i64 * step;
+                prop_assert_eq!(range.contains(&i), (0..limit).contains(&coordinate));
+            }
+        }
+
+        /// Against the definition in floats, borders and all.
+        #[test]
+        fn agrees_with_the_definition(
+            width in 1u32..12, height in 1u32..12, side in 1u32..9, seed: u32,
+            origin in [-20.0f64..20.0, -20.0..20.0],
+            along_u in [-20.0f64..20.0, -20.0..20.0],
+            along_v in [-20.0f64..20.0, -20.0..20.0],
+        ) {
+            let source = Raster::<1>::from_fn(width, height, |x, y| [(seed.wrapping_mul(x * 31 + y * 17 + 7) >> 24) as u8]);
+            let map = Affine { origin, along_u, along_v };
+            for border in [Border::Reflect101, Border::Replicate] {
+                let mut out = vec![0; (side * side) as usize];
+                bilinear(&source, &map, border, Rounding::Nearest, side, &mut out);
+                for (at, &value) in out.iter().enumerate() {
+                    let [u, v] = [at as u32 % side, at as u32 / side].map(|i| (f64::from(i) + 0.5) / f64::from(side));
+                    let expected = interpolated(&source, map.at(u, v), border);
+                    prop_assert!((f64::from(value) - expected).abs() < 0.76, "{value} is not {expected}");
+                }
+            }
+        }
+    }
+
+    fn interpolated(source: &Raster<1>, at: [f64; 2], border: Border) -> f64 {
+        let [x, y] = at.map(|coordinate| coordinate - 0.5);
+        let value = |x: f64, y: f64| {
+            let x = border.index(x as isize, source.width as usize);
+            let y = border.index(y as isize, source.height as usize);
+            f64::from(source.pixel(x as u32, y as u32)[0])
+        };
+        let (fx, fy) = (x - x.floor(), y - y.floor());
+        let row = |y: f64| value(x.floor(), y) * (1.0 - fx) + value(x.floor() + 1.0, y) * fx;
+        row(y.floor()) * (1.0 - fy) + row(y.floor() + 1.0) * fy
+    }
+}

@@ -1,0 +1,96 @@
+//! Identifiers as newtypes: a term is never mistaken for a generation, nor a step for an epoch.
+//!
+//! Numbers order as they count; strings are for people and are compared only for equality.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl $name {
+            pub const fn next(self) -> Self {
+                Self(self.0 + 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.to_owned())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+number! {
+    /// One life of the coordinator; grows at every start. Workers refuse lower terms.
+    Term(u64)
+}
+number! {
+    /// One fixed membership of the team; grows by one at each change. 0: outside any generation.
+    Generation(u64)
+}
+number! {
+    /// A worker's place in its generation, `0..world_size`.
+    Rank(u32)
+}
+number! {
+    /// One pass over the training split, counted from 1.
+    Epoch(u32)
+}
+number! {
+    /// Optimizer updates since the run began; "applied" counts those that are in the parameters.
+    Step(u64)
+}
+number! {
+    /// One connection of one worker. Events of a replaced session are ignored.
+    Session(u64)
+}
+
+name! {
+    /// A worker's stable name, for example `node-3.0`; one process, one device.
+    WorkerId
+}
+name! {
+    /// A checkpoint's name, which sorts as its age: `e0003-s00000420`.
+    CheckpointId
+}
+
+impl CheckpointId {
+    /// The checkpoint taken in `epoch` after `applied` steps.
+    pub fn of(epoch: Epoch, applied: Step) -> Self {
+        Self(format!("e{:04}-s{:08}", epoch.0, applied.0))
+    }
+}

@@ -1,0 +1,401 @@
+//! The job configuration: what a run is asked to do.
+//!
+//! Owns the keys of a job file, their defaults, units and ranges. It reads no files and no
+//! environment, opens no sockets and looks at no devices: a valid configuration can still ask for
+//! what the machine at hand does not have.
+//!
+//! [`load`] is the only way from text to a [`JobConfig`]; whoever holds one it returned can trust
+//! its ranges. Workers receive it from the coordinator and parse it from JSON.
+
+mod check;
+mod load;
+mod schema;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{JobError, Place, load};
+pub use schema::known_keys;
+
+/// A whole job file, every key resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobConfig {
+    /// Names the run directory `runs/<name>`: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Seeds initial weights, shuffling and augmentation; at most 2^63 - 1.
+    pub seed: u64,
+    pub data: Data,
+    pub augment: Augment,
+    pub model: Model,
+    pub train: Train,
+    pub early_stopping: EarlyStopping,
+    pub cluster: Cluster,
+    pub checkpoint: Checkpoint,
+    pub server: Server,
+}
+
+/// Where the samples come from and how they become tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Directory, or `file://` URL, in the Oxford-IIIT Pet layout.
+    pub root: String,
+    /// Split file of the training samples, relative to `root`.
+    pub train_split: String,
+    /// Split file of the validation samples, relative to `root`.
+    pub val_split: String,
+    /// Side of the square input in pixels, a multiple of 32; masks have half of it.
+    pub image_size: u32,
+    pub normalize: Normalize,
+    pub mask_resize: MaskResize,
+    /// Memory for decoded images in MiB, per worker; 0: none.
+    pub cache_mb: u64,
+    /// Threads that decode and augment, per worker; 0: chosen from the cores at hand.
+    pub loader_threads: u32,
+}
+
+/// How pixel values of 0..=255 become the network's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// Divided by 255.
+    Unit,
+    /// As `unit`, then ImageNet's mean and standard deviation per channel.
+    Imagenet,
+    /// BGR order, ImageNet's mean per channel subtracted from 0..255.
+    Caffe,
+    /// What the pretrained weights were trained with; `unit` from scratch.
+    Auto,
+}
+
+/// How a mask is brought to half the input's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MaskResize {
+    /// Nearest pixel centre: every pixel keeps a true class.
+    Nearest,
+    /// Bilinear on class numbers, then truncated, as the recipe's article does.
+    Article,
+}
+
+/// Random changes to training samples; validation samples are only resized.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Half of the images are rotated by up to this many degrees either way, 0..=180; 0: off.
+    pub rotate_degrees: f64,
+    /// Half of the images are mirrored.
+    pub horizontal_flip: bool,
+    /// Range of the random crop's area as a fraction of the image's, `0 < low <= high <= 1`.
+    pub scale: [f64; 2],
+}
+
+/// The network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Classes a pixel can have, 3..=255; the trimap has pet, background and border.
+    pub classes: u32,
+    pub encoder: EncoderVariant,
+    /// Scales the channels of every layer, above 0 up to 8.
+    pub width: f64,
+    /// Weights file the encoder starts from; empty: from scratch.
+    pub pretrained: String,
+    /// Leaves the encoder's parameters and batch-norm statistics as they are.
+    pub freeze_encoder: bool,
+    /// Batch norm uses its running statistics in training; parameters still train.
+    pub freeze_batch_norm: bool,
+    /// Batch norm's statistics are taken over all ranks.
+    pub sync_batch_norm: bool,
+}
+
+/// Which ResNet50.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderVariant {
+    /// v1.5: stride in the 3x3 convolution, no biases, batch norm eps 1e-5.
+    Torchvision,
+    /// v1: stride in the block's first 1x1 convolution, biases, batch norm eps 1.001e-5.
+    Keras,
+}
+
+/// The optimisation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Samples per step over all ranks, at least 1; the same at every world size.
+    pub global_batch: u32,
+    /// Samples a rank computes at once; 0: its whole share.
+    pub micro_batch: u32,
+    /// Passes over the training split, at least 1.
+    pub epochs: u32,
+    /// Adam's step size, above 0.
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    /// Gradients are scaled down to this global L2 norm; 0: off.
+    pub clip_norm: f64,
+    pub precision: Precision,
+}
+
+/// The learning rate over a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    Constant,
+    /// Half a cosine from the learning rate to 0 over all epochs.
+    Cosine,
+}
+
+/// What forward and backward compute in; parameters are always fp32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+    Bf16,
+}
+
+/// When to end before the last epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EarlyStopping {
+    pub monitor: Monitor,
+    /// Validations without improvement before the run ends, at least 1.
+    pub patience: u32,
+    /// Smaller improvements than this count as none, at least 0.
+    pub min_delta: f64,
+    /// Epochs before this one are not judged.
+    pub start_from_epoch: u32,
+    /// The run's result is its best epoch's weights, not its last's.
+    pub restore_best: bool,
+}
+
+/// The figure that decides which epoch is best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Monitor {
+    ValLoss,
+    ValAccuracy,
+    ValMiou,
+}
+
+/// The team and how long it waits for whom.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    pub device: Device,
+    /// Workers the first formation waits for, up to `start_timeout_s`; 0: whoever comes.
+    pub workers: u32,
+    /// Fewest workers to train with, at least 1.
+    pub min_workers: u32,
+    /// Most workers to admit.
+    pub max_workers: u32,
+    /// Seconds the first formation waits for `workers`.
+    pub start_timeout_s: f64,
+    /// Seconds a formation waits for more joiners; 0: not at all.
+    pub regroup_window_s: f64,
+    /// Seconds of silence after which a worker counts as lost.
+    pub heartbeat_timeout_s: f64,
+    /// Seconds a steady step may take before its slowest worker is removed.
+    pub step_timeout_s: f64,
+    /// Seconds workers go on waiting for a lost coordinator.
+    pub coordinator_timeout_s: f64,
+}
+
+/// What the workers compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// How often the run's state is made durable, and where.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Directory, or `file://` URL; empty: `checkpoints` in the run directory.
+    pub store: String,
+    /// Epochs between checkpoints; 0: none by epochs.
+    pub every_epochs: u32,
+    /// Steps between checkpoints; 0: none by steps.
+    pub every_steps: u64,
+    /// Newest checkpoints to keep besides the best, at least 1.
+    pub keep: u32,
+}
+
+/// Where the coordinator listens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address workers and the command line connect to; port 0: any free one.
+    #[serde(deserialize_with = "address")]
+    pub grpc: SocketAddr,
+    /// Address of the status page and metrics; port 0: any free one.
+    #[serde(deserialize_with = "address")]
+    pub http: SocketAddr,
+    /// Seconds to wait at the end for workers that have not heard of it yet.
+    pub linger_s: f64,
+}
+
+impl JobConfig {
+    /// Checks every range and contradiction, and refuses what this version does not do.
+    ///
+    /// [`load`] has done this already; it is for configurations that came another way.
+    pub fn validate(&self) -> Result<(), JobError> {
+        check::check(self).map_err(|problem| problem.at(Place::Default))
+    }
+
+    /// The resolved configuration as a job file that loads to the same value.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("strings, numbers and one level of tables are always TOML")
+    }
+
+    /// `runs/<name>`, relative to the working directory.
+    pub fn run_dir(&self) -> PathBuf {
+        PathBuf::from("runs").join(&self.name)
+    }
+}
+
+impl Data {
+    /// `root` as a path.
+    pub fn root_path(&self) -> PathBuf {
+        local_path(&self.root)
+    }
+}
+
+impl Checkpoint {
+    /// `store` as a path; `None` where it is left to the run directory.
+    pub fn store_path(&self) -> Option<PathBuf> {
+        (!self.store.is_empty()).then(|| local_path(&self.store))
+    }
+}
+
+impl Default for JobConfig {
+    fn default() -> Self {
+        Self {
+            name: "pets".into(),
+            seed: 44,
+            data: Data::default(),
+            augment: Augment::default(),
+            model: Model::default(),
+            train: Train::default(),
+            early_stopping: EarlyStopping::default(),
+            cluster: Cluster::default(),
+            checkpoint: Checkpoint::default(),
+            server: Server::default(),
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            root: "data/pets".into(),
+            train_split: "annotations/trainval.txt".into(),
+            val_split: "annotations/test.txt".into(),
+            image_size: 224,
+            normalize: Normalize::Unit,
+            mask_resize: MaskResize::Nearest,
+            cache_mb: 4096,
+            loader_threads: 0,
+        }
+    }
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { rotate_degrees: 30.0, horizontal_flip: true, scale: [0.7, 1.0] }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            classes: 3,
+            encoder: EncoderVariant::Torchvision,
+            width: 1.0,
+            pretrained: String::new(),
+            freeze_encoder: false,
+            freeze_batch_norm: false,
+            sync_batch_norm: false,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            global_batch: 32,
+            micro_batch: 0,
+            epochs: 100,
+            learning_rate: 1e-3,
+            schedule: Schedule::Constant,
+            clip_norm: 0.0,
+            precision: Precision::Fp32,
+        }
+    }
+}
+
+impl Default for EarlyStopping {
+    fn default() -> Self {
+        Self {
+            monitor: Monitor::ValLoss,
+            patience: 5,
+            min_delta: 0.0,
+            start_from_epoch: 0,
+            restore_best: true,
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            device: Device::Auto,
+            workers: 0,
+            min_workers: 1,
+            max_workers: 1024,
+            start_timeout_s: 300.0,
+            regroup_window_s: 2.0,
+            heartbeat_timeout_s: 10.0,
+            step_timeout_s: 60.0,
+            coordinator_timeout_s: 600.0,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { store: String::new(), every_epochs: 1, every_steps: 0, keep: 3 }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            grpc: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            http: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            linger_s: 5.0,
+        }
+    }
+}
+
+fn local_path(place: &str) -> PathBuf {
+    PathBuf::from(place.strip_prefix("file://").unwrap_or(place))
+}
+
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom(format!(
+            "\"{text}\" is not an address; write an IP address and a port, such as 127.0.0.1:7400"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! Ranges, contradictions, and choices this version does not have.
+//!
+//! Pure: it does not ask whether files exist or addresses are free.
+
+use super::{Device, JobConfig, JobError, Place, Precision};
+
+/// Schemes of object stores, which a job may name one day.
+const OBJECT_STORES: [&str; 3] = ["s3://", "gs://", "az://"];
+
+/// What is wrong with one key, before anyone knows where it was written.
+#[derive(Debug)]
+pub(super) enum Problem {
+    Invalid { key: &'static str, reason: String },
+    NotAvailable { key: &'static str, what: String, instead: &'static str },
+}
+
+impl Problem {
+    pub(super) fn key(&self) -> &'static str {
+        match self {
+            Self::Invalid { key, .. } | Self::NotAvailable { key, .. } => key,
+        }
+    }
+
+    pub(super) fn at(self, place: Place) -> JobError {
+        let key = self.key().to_owned();
+        match self {
+            Self::Invalid { reason, .. } => JobError::Invalid { key, place, reason },
+            Self::NotAvailable { what, instead, .. } => JobError::NotAvailable { key, place, what, instead },
+        }
+    }
+}
+
+/// The first problem of a configuration.
+pub(super) fn check(job: &JobConfig) -> Result<(), Problem> {
+    name(job)?;
+    data(job)?;
+    augment(job)?;
+    model(job)?;
+    train(job)?;
+    early_stopping(job)?;
+    team(job)?;
+    timeouts(job)?;
+    checkpoint(job)?;
+    server(job)
+}
+
+fn name(job: &JobConfig) -> Result<(), Problem> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name = &job.name;
+    require(!name.is_empty() && !name.starts_with('.') && name.chars().all(is_plain), "name", || {
+        format!("\"{name}\" cannot name a directory; use letters, digits, `-`, `_` and `.`")
+    })?;
+    let largest = i64::MAX as u64;
+    require(job.seed <= largest, "seed", || format!("{} is above {largest}", job.seed))
+}
+
+fn data(job: &JobConfig) -> Result<(), Problem> {
+    let data = &job.data;
+    filled("data.root", &data.root, "the data set's directory")?;
+    local("data.root", &data.root)?;
+    filled("data.train_split", &data.train_split, "a split file of the data set")?;
+    filled("data.val_split", &data.val_split, "a split file of the data set")?;
+    let size = data.image_size;
+    require(size >= 32 && size.is_multiple_of(32), "data.image_size", || {
+        format!(
+            "{size} is not a multiple of 32, as the network's five halvings need; use {}",
+            near_multiple(size)
+        )
+    })
+}
+
+fn augment(job: &JobConfig) -> Result<(), Problem> {
+    let degrees = job.augment.rotate_degrees;
+    require((0.0..=180.0).contains(&degrees), "augment.rotate_degrees", || {
+        format!("{degrees} is outside 0..180 degrees; use 0 for no rotation")
+    })?;
+    let [low, high] = job.augment.scale;
+    require(0.0 < low && low <= high && high <= 1.0, "augment.scale", || {
+        format!("[{low}, {high}] is no range of area fractions; use 0 < low <= high <= 1, such as [0.7, 1.0]")
+    })
+}
+
+fn model(job: &JobConfig) -> Result<(), Problem> {
+    let model = &job.model;
+    require((3..=255).contains(&model.classes), "model.classes", || {
+        format!("{} is outside 3..255; trimaps have 3 classes", model.classes)
+    })?;
+    require(0.0 < model.width && model.width <= 8.0, "model.width", || {
+        format!("{} is not above 0 and at most 8; 1.0 is the full network", model.width)
+    })?;
+    if !model.pretrained.is_empty() {
+        return Err(Problem::NotAvailable {
+            key: "model.pretrained",
+            what: "starting from pretrained weights".into(),
+            instead: "\"\" to train from scratch",
+        });
+    }
+    if model.sync_batch_norm {
+        return Err(Problem::NotAvailable {
+            key: "model.sync_batch_norm",
+            what: "synchronised batch norm".into(),
+            instead: "false, or model.freeze_batch_norm = true for results that do not depend on the world size",
+        });
+    }
+    Ok(())
+}
+
+fn train(job: &JobConfig) -> Result<(), Problem> {
+    let train = &job.train;
+    at_least_one("train.global_batch", train.global_batch)?;
+    at_least_one("train.epochs", train.epochs)?;
+    require(train.micro_batch <= train.global_batch, "train.micro_batch", || {
+        format!(
+            "{} is more than train.global_batch = {}; use 0 for a rank's whole share",
+            train.micro_batch, train.global_batch
+        )
+    })?;
+    batch_norm_has_two_values(job)?;
+    let rate = train.learning_rate;
+    require(rate.is_finite() && rate > 0.0, "train.learning_rate", || {
+        format!("{rate} is not a finite number above 0; 0.001 is the default")
+    })?;
+    not_negative("train.clip_norm", train.clip_norm, "use 0 for no clipping")?;
+    match train.precision {
+        Precision::Fp32 => Ok(()),
+        Precision::Bf16 => {
+            Err(Problem::NotAvailable { key: "train.precision", what: "bf16".into(), instead: "\"fp32\"" })
+        }
+    }
+}
+
+/// One value per channel has no variance: the running statistics would silently become NaN.
+fn batch_norm_has_two_values(job: &JobConfig) -> Result<(), Problem> {
+    let coarsest_map_is_one_pixel = job.data.image_size == 32;
+    if !coarsest_map_is_one_pixel || job.model.freeze_batch_norm {
+        return Ok(());
+    }
+    let fix = "use 2 or more, or data.image_size = 64";
+    let reason = || format!("1 leaves batch norm one value a channel at 32 pixels; {fix}");
+    require(job.train.global_batch != 1, "train.global_batch", reason)?;
+    require(job.train.micro_batch != 1, "train.micro_batch", reason)
+}
+
+fn early_stopping(job: &JobConfig) -> Result<(), Problem> {
+    at_least_one("early_stopping.patience", job.early_stopping.patience)?;
+    not_negative("early_stopping.min_delta", job.early_stopping.min_delta, "use 0 to count every improvement")
+}
+
+fn team(job: &JobConfig) -> Result<(), Problem> {
+    let cluster = &job.cluster;
+    let (fewest, most, expected) = (cluster.min_workers, cluster.max_workers, cluster.workers);
+    at_least_one("cluster.min_workers", fewest)?;
+    require(fewest <= most, "cluster.max_workers", || {
+        format!("{most} is below cluster.min_workers = {fewest}; raise it or lower the other")
+    })?;
+    require(expected == 0 || (fewest..=most).contains(&expected), "cluster.workers", || {
+        format!(
+            "{expected} is not between cluster.min_workers = {fewest} and cluster.max_workers = \
+             {most}; use 0 to take whoever comes"
+        )
+    })?;
+    match cluster.device {
+        Device::Auto | Device::Cpu => Ok(()),
+        Device::Cuda => Err(Problem::NotAvailable {
+            key: "cluster.device",
+            what: "training on CUDA devices".into(),
+            instead: "\"auto\" or \"cpu\"",
+        }),
+    }
+}
+
+fn timeouts(job: &JobConfig) -> Result<(), Problem> {
+    let cluster = &job.cluster;
+    let (heartbeat, step, coordinator) =
+        (cluster.heartbeat_timeout_s, cluster.step_timeout_s, cluster.coordinator_timeout_s);
+    above_zero("cluster.start_timeout_s", cluster.start_timeout_s)?;
+    above_zero("cluster.heartbeat_timeout_s", heartbeat)?;
+    above_zero("cluster.step_timeout_s", step)?;
+    above_zero("cluster.coordinator_timeout_s", coordinator)?;
+    duration("cluster.regroup_window_s", cluster.regroup_window_s, "use 0 to form a team at once")?;
+    require(heartbeat < step, "cluster.heartbeat_timeout_s", || {
+        format!(
+            "{heartbeat} s is not below cluster.step_timeout_s = {step} s, so a dead worker would \
+             pass for a slow one; lower it or raise the other"
+        )
+    })?;
+    // A restarted coordinator listens for one heartbeat time-out before it forms a team.
+    require(heartbeat < coordinator, "cluster.coordinator_timeout_s", || {
+        format!(
+            "{coordinator} s is not above cluster.heartbeat_timeout_s = {heartbeat} s, so workers \
+             would give up while a restarted coordinator still listens; raise it"
+        )
+    })
+}
+
+fn checkpoint(job: &JobConfig) -> Result<(), Problem> {
+    local("checkpoint.store", &job.checkpoint.store)?;
+    at_least_one("checkpoint.keep", job.checkpoint.keep)
+}
+
+fn server(job: &JobConfig) -> Result<(), Problem> {
+    let server = &job.server;
+    require(server.grpc != server.http || server.grpc.port() == 0, "server.http", || {
+        format!("{} is server.grpc's address too; give it a port of its own", server.http)
+    })?;
+    duration("server.linger_s", server.linger_s, "use 0 to end at once")
+}
+
+fn require(holds: bool, key: &'static str, reason: impl FnOnce() -> String) -> Result<(), Problem> {
+    if holds { Ok(()) } else { Err(Problem::Invalid { key, reason: reason() }) }
+}
+
+fn at_least_one(key: &'static str, value: u32) -> Result<(), Problem> {
+    require(value >= 1, key, || "0 is too few; use 1 or more".into())
+}
+
+fn not_negative(key: &'static str, value: f64, off: &str) -> Result<(), Problem> {
+    require(value.is_finite() && value >= 0.0, key, || {
+        format!("{value} is not a finite number of at least 0; {off}")
+    })
+}
+
+/// A century, which fits every clock; more is a typing error or an infinity.
+const LONGEST_S: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
+
+fn above_zero(key: &'static str, seconds: f64) -> Result<(), Problem> {
+    require(seconds > 0.0 && seconds <= LONGEST_S, key, || {
+        format!("{seconds} is no time to wait; use a number of seconds above 0")
+    })
+}
+
+fn duration(key: &'static str, seconds: f64, off: &str) -> Result<(), Problem> {
+    require((0.0..=LONGEST_S).contains(&seconds), key, || {
+        format!("{seconds} is not a number of seconds of at least 0; {off}")
+    })
+}
+
+fn filled(key: &'static str, value: &str, what: &str) -> Result<(), Problem> {
+    require(!value.is_empty(), key, || format!("it is empty; name {what}"))
+}
+
+fn local(key: &'static str, place: &str) -> Result<(), Problem> {
+    if OBJECT_STORES.iter().any(|scheme| place.starts_with(scheme)) {
+        return Err(Problem::NotAvailable {
+            key,
+            what: format!("the object store {place}"),
+            instead: "a directory",
+        });
+    }
+    require(!place.contains("://") || place.starts_with("file:///"), key, || {
+        format!("\"{place}\" is not a URL known here; use a directory or file:///DIRECTORY")
+    })
+}
+
+fn near_multiple(size: u32) -> u32 {
+    (size / 32).max(1) * 32
+}

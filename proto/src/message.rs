@@ -1,0 +1,301 @@
+//! What coordinator and worker say to each other, in the words of the domain. The wire's own types
+//! stop at [`crate::convert`].
+
+use crate::ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, WorkerId};
+
+/// Coordinator and worker must agree on this number. It grows with every change that an older
+/// binary would misread.
+pub const PROTOCOL: u32 = 1;
+
+/// A message with its fences.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fenced<T> {
+    pub term: Term,
+    /// 0 for what stands outside any generation.
+    pub generation: Generation,
+    pub body: T,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    Hello(Hello),
+    Join(Join),
+    Synced(Synced),
+    Progress(Progress),
+    SegmentFinished(SegmentFinished),
+    Validated(Validated),
+    Interrupted(Interrupted),
+    DataWarning(DataWarning),
+    Failed(Failed),
+    Goodbye,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    Welcome(Welcome),
+    Refused {
+        reason: String,
+    },
+    Form(Form),
+    Train(Train),
+    /// Stop between two steps.
+    Pause,
+    Validate(Validate),
+    Save(Save),
+    Abort {
+        reason: String,
+    },
+    Finish(Finish),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    pub protocol: u32,
+    pub worker: WorkerId,
+    /// Grows with each start of the worker's process.
+    pub incarnation: u64,
+    pub host: String,
+    /// `cpu` or `cuda:K`.
+    pub device: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    pub data: DataFacts,
+    /// Where its predecessor in the ring connects.
+    pub ring_address: String,
+    /// `None`: it holds no state.
+    pub held: Option<ReplicaLabel>,
+}
+
+/// What a worker found in its copy of the data set. All members must have the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFacts {
+    /// SHA-256, hex, over the split lists and the files' sizes.
+    pub digest: String,
+    pub train_samples: u64,
+    pub val_samples: u64,
+}
+
+/// What a replica's parameters contain. Orders by (lineage, applied); epoch and cursor follow from
+/// these two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplicaLabel {
+    /// The last generation whose sync completed.
+    pub lineage: Generation,
+    /// Optimizer steps in the parameters.
+    pub applied: Step,
+    pub epoch: Epoch,
+    /// Samples of the epoch that are applied.
+    pub cursor: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Synced {
+    pub held: ReplicaLabel,
+    pub state_digest: u64,
+    pub state_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    pub phase: Phase,
+    pub in_phase_ms: u64,
+    pub applied: Step,
+    pub epoch: Epoch,
+    pub cursor: u64,
+    /// Of the last applied step: mean over the global batch's pixels, natural log.
+    pub loss: f64,
+    /// Of the whole team, over the last seconds.
+    pub images_per_second: f64,
+    /// This rank's median step, waiting for peers not counted.
+    pub step_ms: f64,
+    /// Steps with a non-finite gradient in this epoch.
+    pub steps_skipped: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Loading,
+    Idle,
+    Connecting,
+    Syncing,
+    Training,
+    Validating,
+    Saving,
+}
+
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Loading => "loading",
+            Phase::Idle => "idle",
+            Phase::Connecting => "connecting",
+            Phase::Syncing => "syncing",
+            Phase::Training => "training",
+            Phase::Validating => "validating",
+            Phase::Saving => "saving",
+        }
+    }
+}
+
+/// The team stopped between two steps; its batch-norm statistics are pooled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SegmentFinished {
+    pub held: ReplicaLabel,
+    /// Stopped before the segment's end, because it was asked to.
+    pub paused: bool,
+    pub totals: EpochTotals,
+    pub state_digest: u64,
+}
+
+/// Sums over the epoch's applied steps so far, all ranks included. They are part of the replica's
+/// state, so a change of the team or a restart loses none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EpochTotals {
+    /// Sum over the samples of their mean pixel loss.
+    pub loss_sum: f64,
+    /// Steps with a non-finite gradient: counted, their update left out.
+    pub steps_skipped: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validated {
+    pub epoch: Epoch,
+    pub state_digest: u64,
+    pub units: Vec<UnitResult>,
+    /// Images, truth and prediction as a PNG; empty from ranks that were not asked for it.
+    pub samples_png: Vec<u8>,
+}
+
+/// One validation unit's sums.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitResult {
+    pub index: u64,
+    pub samples: u64,
+    /// Cross-entropy summed over pixels.
+    pub loss_sum: f64,
+    /// Pixels, `classes x classes`; row: truth, column: prediction.
+    pub confusion: Vec<u64>,
+}
+
+/// The worker has left its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interrupted {
+    /// `None`: it holds no complete state.
+    pub held: Option<ReplicaLabel>,
+    /// Empty when it was told to.
+    pub reason: String,
+    pub suspect: Option<Rank>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataWarning {
+    pub file: String,
+    pub problem: String,
+}
+
+/// It can't go on and exits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    pub reason: String,
+    /// Any other worker would fail alike (the data, the job), so the run ends.
+    pub any_worker: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    pub session: Session,
+    pub run: String,
+    /// The resolved job configuration.
+    pub job_json: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form {
+    pub rank: Rank,
+    /// In rank order.
+    pub roster: Vec<Member>,
+    /// Authenticates the ring.
+    pub secret: [u8; 32],
+    /// The rank whose state the others take.
+    pub donor: Rank,
+    /// False: all hold the donor's state already.
+    pub broadcast: bool,
+    pub start: Start,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub worker: WorkerId,
+    pub ring_address: String,
+}
+
+/// What the donor's state is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Initialised from the job's seed.
+    Seeded,
+    /// What it holds.
+    Held,
+    Checkpoint(CheckpointId),
+}
+
+/// Train from the cursor to the segment's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Train {
+    pub epoch: Epoch,
+    pub cursor: u64,
+    pub end: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validate {
+    pub epoch: Epoch,
+    /// Samples in the picture; 0: no picture.
+    pub samples_wanted: u32,
+}
+
+/// Snapshot a slice of the state, and upload it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Save {
+    pub checkpoint: CheckpointId,
+    /// Bytes of the logical state; a multiple of 4.
+    pub offset: u64,
+    pub length: u64,
+    /// Also upload the network's weights, with this metadata.
+    pub weights: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    Finished,
+    /// Stopped on request; can be resumed.
+    Stopped,
+    Failed {
+        reason: String,
+    },
+}
+
+/// What a worker says of a part before its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartHeader {
+    pub term: Term,
+    pub worker: WorkerId,
+    pub checkpoint: CheckpointId,
+    pub lineage: Generation,
+    pub applied: Step,
+    pub kind: PartKind,
+    /// Bytes that follow.
+    pub length: u64,
+    /// How long the training thread was held for the snapshot.
+    pub stall_ms: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// A slice of the logical state from `offset`, a multiple of 4.
+    State { offset: u64, digest: u64 },
+    /// The network's weights as a safetensors file.
+    Weights,
+}

@@ -1,0 +1,181 @@
+//! Making a ring: each rank connects to its successor and accepts its predecessor, in one thread
+//! and one poll loop, until both have proved themselves or the deadline passes.
+
+mod dial;
+mod door;
+mod message;
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use dial::Dial;
+use door::Door;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use socket2::SockRef;
+
+use crate::{
+    Aborter, CollectiveError, Neighbour, Ring,
+    ring::{Links, Membership},
+};
+
+/// The address at which this process can be reached by its predecessors, in every generation.
+#[derive(Debug)]
+pub struct RingListener {
+    listener: TcpListener,
+}
+
+/// The ring to form, as the coordinator announced it.
+#[derive(Clone, Debug)]
+pub struct RingSpec {
+    pub generation: u64,
+    pub rank: u32,
+    /// Where the ranks listen, in their order.
+    pub addresses: Vec<SocketAddr>,
+    pub secret: Secret,
+    /// How long a call waits without any progress before it names the neighbour it waits for.
+    pub step_timeout: Duration,
+}
+
+/// A generation's shared secret; `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl RingListener {
+    /// Listens at `address`; port 0 takes a free one.
+    pub fn bind(address: SocketAddr) -> Result<Self, CollectiveError> {
+        let bind = || -> io::Result<TcpListener> {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|e| CollectiveError::io("listen for the ring", e))?;
+        Ok(Self { listener })
+    }
+
+    pub fn local_addr(&self) -> Result<SocketAddr, CollectiveError> {
+        self.listener.local_addr().map_err(|e| CollectiveError::io("read the ring listener's address", e))
+    }
+
+    /// Forms the ring of `spec`, waiting for the neighbours until `deadline`.
+    ///
+    /// # Errors
+    /// [`NotFormed`](CollectiveError::NotFormed) at the deadline, naming a missing neighbour;
+    /// [`Aborted`](CollectiveError::Aborted) as soon as `aborter` is; `Invalid` for a spec that
+    /// contradicts itself; `Io` where the system refuses sockets.
+    pub fn form(
+        &self,
+        spec: &RingSpec,
+        deadline: Instant,
+        aborter: &Aborter,
+    ) -> Result<Ring, CollectiveError> {
+        aborter.check()?;
+        let member = spec.membership()?;
+        if member.world == 1 {
+            return Ok(Ring::new(member, None, aborter.clone()));
+        }
+        let started = Instant::now();
+        let mut door = Door::new(&self.listener, spec, &member);
+        let mut dial = Dial::new(spec, &member, started);
+        loop {
+            aborter.check()?;
+            let now = Instant::now();
+            door.step(now)?;
+            dial.step(now);
+            if let (Some(predecessor), Some(successor)) = (door.accepted(), dial.connected()) {
+                let link = |stream: &Arc<TcpStream>| {
+                    configure(stream, &member)
+                        .map(|()| Arc::clone(stream))
+                        .map_err(|e| CollectiveError::io("configure a ring socket", e))
+                };
+                let links = Links { predecessor: link(predecessor)?, successor: link(successor)? };
+                return Ok(Ring::new(member, Some(links), aborter.clone()));
+            }
+            if now >= deadline {
+                return Err(not_formed(&member, &door, &dial, started.elapsed()));
+            }
+            let wake = [Some(deadline), door.wake(), dial.wake()].into_iter().flatten().min();
+            wait(aborter, &door, &dial, wake.unwrap_or(deadline).saturating_duration_since(now))?;
+        }
+    }
+}
+
+impl RingSpec {
+    fn membership(&self) -> Result<Membership, CollectiveError> {
+        let invalid = |message: String| Err(CollectiveError::Invalid(message));
+        let Ok(world) = u32::try_from(self.addresses.len()) else {
+            return invalid(format!("{} ranks are too many", self.addresses.len()));
+        };
+        if self.rank >= world {
+            return invalid(format!("rank {} is not in a world of {world}", self.rank));
+        }
+        if self.step_timeout.is_zero() {
+            return invalid("the step time-out is zero".into());
+        }
+        Ok(Membership {
+            generation: self.generation,
+            rank: self.rank,
+            world,
+            step_timeout: self.step_timeout,
+        })
+    }
+}
+
+fn not_formed(member: &Membership, door: &Door<'_>, dial: &Dial<'_>, waited: Duration) -> CollectiveError {
+    let (rank, neighbour, reason) = match dial.connected() {
+        Some(_) => (member.predecessor(), Neighbour::Predecessor, door.last_refusal()),
+        None => (member.successor(), Neighbour::Successor, dial.last_failure()),
+    };
+    CollectiveError::NotFormed {
+        generation: member.generation,
+        rank,
+        neighbour,
+        waited,
+        reason: reason.to_owned(),
+    }
+}
+
+/// Sleeps until a socket or the abort stirs, or for `patience`.
+fn wait(
+    aborter: &Aborter,
+    door: &Door<'_>,
+    dial: &Dial<'_>,
+    patience: Duration,
+) -> Result<(), CollectiveError> {
+    let mut fds = vec![PollFd::from_borrowed_fd(aborter.signal(), PollFlags::IN)];
+    fds.extend(door.awaited());
+    fds.extend(dial.awaited());
+    match poll(&mut fds, Timespec::try_from(patience).ok().as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(CollectiveError::io("poll for the ring's formation", e)),
+    }
+}
+
+/// What a ring's connection needs beyond the defaults. Buffer sizes stay with the kernel: its
+/// tuning grows them beyond what a process may ask for, and larger ones measured no faster.
+fn configure(stream: &TcpStream, member: &Membership) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // Acknowledgements that stay away mean that the peer's machine is gone. Twice the step
+    // time-out, because the kernel also counts a peer that does not read, and of such a peer the
+    // call's own time-out says more.
+    socket.set_tcp_user_timeout(Some(member.step_timeout.saturating_mul(2)))?;
+    if stream.peer_addr()?.ip().is_loopback() {
+        // Nothing to pace here: where BBR is the default it costs a fifth of the throughput. A
+        // kernel that refuses is merely slower.
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+    Ok(())
+}

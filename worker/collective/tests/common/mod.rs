@@ -1,0 +1,44 @@
+//! Teams of ranks for tests: threads of one process over loopback.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use musher_collective::{Aborter, CollectiveError, Ring, RingListener, RingSpec, Secret};
+
+/// Far longer than anything that works takes, even on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn listen() -> RingListener {
+    RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
+}
+
+pub fn addresses(listeners: &[RingListener]) -> Vec<SocketAddr> {
+    listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
+}
+
+pub fn spec(rank: u32, addresses: &[SocketAddr]) -> RingSpec {
+    RingSpec {
+        generation: 3,
+        rank,
+        addresses: addresses.to_vec(),
+        secret: Secret([42; 32]),
+        step_timeout: PATIENCE,
+    }
+}
+
+/// Forms `spec` with an aborter of its own.
+pub fn form(listener: &RingListener, spec: &RingSpec, within: Duration) -> Result<Ring, CollectiveError> {
+    listener.form(spec, Instant::now() + within, &Aborter::new().unwrap())
+}
+
+/// Runs `act` on each item in a thread of its own, and returns the results in order.
+pub fn each<I: Send, T: Send>(items: impl IntoIterator<Item = I>, act: impl Fn(I) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let act = &act;
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || act(item))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}

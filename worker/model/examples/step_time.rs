@@ -1,0 +1,57 @@
+//! Times the parts of a training step on random data and prints them as a JSON line, in milliseconds (medians).
+//!
+//! `cargo run --release -p musher-model --example step_time -- [WIDTH] [IMAGE_SIZE] [BATCH] [THREADS] [STEPS] [HOOKS]`
+
+use std::time::Instant;
+
+use musher_model::{Error, Mode, ModelOptions, Replica};
+use tch::{Device, Kind, Tensor};
+
+const PARTS: [&str; 6] = ["zero", "forward", "backward", "finite", "adam", "whole"];
+const WARM_UP: usize = 2;
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |index: usize, default: f64| arguments.get(index).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let image_size = argument(1, 64.0) as usize;
+    let (batch, steps, hooks) = (argument(2, 16.0) as i64, argument(4, 8.0) as usize, argument(5, 0.0) > 0.0);
+    tch::set_num_threads(argument(3, 1.0) as i32);
+
+    let options = ModelOptions { width: argument(0, 1.0), image_size, ..ModelOptions::default() };
+    let mut replica = Replica::new(&options, 0, Device::Cpu)?;
+    if hooks {
+        replica.on_bucket_ready(|_| ())?;
+    }
+    let (size, cpu) = (image_size as i64, Device::Cpu);
+    let images = Tensor::rand([batch, size, size, 3], (Kind::Float, cpu)).permute([0, 3, 1, 2]);
+    let masks = Tensor::randint(3, [batch, size / 2, size / 2], (Kind::Int64, cpu));
+
+    let mut times = PARTS.map(|_| Vec::new());
+    for step in 0..WARM_UP + steps {
+        let mut marks = vec![Instant::now()];
+        replica.begin_step()?;
+        replica.zero_gradients()?;
+        marks.push(Instant::now());
+        let logits = replica.forward(&images, Mode::Train)?;
+        marks.push(Instant::now());
+        replica.arm_buckets();
+        replica.backward_sum_loss(&logits, &masks, 1.0 / masks.numel() as f64)?;
+        drop(logits);
+        marks.push(Instant::now());
+        let norm = replica.gradient_norm_and_finite()?;
+        marks.push(Instant::now());
+        replica.adam_step(1e-3, !norm.finite)?;
+        replica.commit()?;
+        marks.push(Instant::now());
+        if step >= WARM_UP {
+            let parts = marks.windows(2).map(|pair| pair[1] - pair[0]).chain([marks[5] - marks[0]]);
+            times.iter_mut().zip(parts).for_each(|(times, part)| times.push(part.as_secs_f64() * 1e3));
+        }
+    }
+    let medians = PARTS.iter().zip(&mut times).map(|(part, times)| {
+        times.sort_by(f64::total_cmp);
+        format!("\"{part}\":{:.1}", times[times.len() / 2])
+    });
+    println!("{{{}}}", medians.collect::<Vec<_>>().join(","));
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! One replica of the segmentation network, on one device: a ResNet50 U-Net, its gradients and optimizer, its batch
+//! norm, its state as bytes and its weights as a file.
+//!
+//! It trains nothing by itself: batches, the learning rate, the exchange of gradients between replicas and the
+//! decision to apply a step are the caller's. A step reads
+//!
+//! ```text
+//! begin_step · zero_gradients · forward · backward_sum_loss · [exchange] · clip_gradients · adam_step · commit
+//! ```
+//!
+//! and one that is not applied leaves no trace. There is no global state: any number of replicas live in a process.
+
+mod options;
+
+mod layout;
+mod layers;
+mod unet;
+
+mod flat;
+mod init;
+
+mod buckets;
+mod gradients;
+mod pooling;
+mod state;
+mod weights;
+
+mod replica;
+
+pub mod metrics;
+
+pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
+pub use gradients::GradientNorm;
+pub use options::{Encoder, ModelOptions};
+pub use replica::{Mode, Replica};
+pub use state::{COUNTERS, StateLayout, StateStaging};
+pub use unet::Taps;
+pub use weights::WeightsError;
+
+/// Why a replica refuses or fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the model cannot be built: {0}")]
+    Options(String),
+    #[error("{what} must be {expected}, not {found}")]
+    Shape { what: &'static str, expected: String, found: String },
+    #[error("batch norm needs two values a channel, but a share of {samples} at {image_size} pixels leaves one: use larger images, larger batches or frozen statistics")]
+    TooFewValues { samples: i64, image_size: i64 },
+    #[error("a state of {expected} bytes is needed, {found} are here: both sides must run the same model")]
+    StateLength { expected: u64, found: u64 },
+    #[error("pooled moments of {expected} numbers are needed, {found} are here: all ranks must run the same model")]
+    PooledLength { expected: usize, found: usize },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Extension(#[from] torch_ext::Error),
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}

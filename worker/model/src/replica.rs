@@ -1,0 +1,397 @@
+//! One replica: ties network, flat buffers, optimizer and state together behind checked entry points.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
+use crate::flat::Flat;
+use crate::gradients::GradientNorm;
+use crate::layout::LayoutBuilder;
+use crate::state::{self, COUNTERS, StateLayout, StateStaging};
+use crate::unet::{Taps, Unet};
+use crate::weights::{self, Part};
+use crate::{Error, ModelOptions, metrics, pooling};
+
+/// Adam's decay rates and epsilon, as in the recipe.
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPSILON: f64 = 1e-7;
+
+/// The encoder halves the image's height and width this many times.
+const HALVINGS: u32 = 5;
+
+/// How batch norm behaves, and whether gradients will be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Normalise by the batch and move the working statistics, except where frozen; keep what backward needs.
+    Train,
+    /// Normalise by the live statistics; no gradients.
+    Eval,
+}
+
+/// The network with all its state on one device.
+pub struct Replica {
+    options: ModelOptions,
+    network: Unet,
+    flat: Flat,
+    buckets: Vec<Bucket>,
+    readiness: Option<Readiness>,
+    adam_steps: u64,
+    counters: [u64; COUNTERS],
+}
+
+impl Replica {
+    /// A replica with parameters drawn from `seed`: the same bits on every device.
+    pub fn new(options: &ModelOptions, seed: u64, device: Device) -> Result<Self, Error> {
+        options.validate()?;
+        let mut layout = LayoutBuilder::default();
+        let network = Unet::declare(options, &mut layout);
+        let mut replica = Self {
+            options: options.clone(),
+            network,
+            flat: Flat::new(layout.finish(), seed, device)?,
+            buckets: Vec::new(),
+            readiness: None,
+            adam_steps: 0,
+            counters: [0; COUNTERS],
+        };
+        replica.plan_buckets(DEFAULT_BUCKET_BYTES)?;
+        Ok(replica)
+    }
+
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    pub fn device(&self) -> Device {
+        self.flat.parameters.device()
+    }
+
+    /// All parameters, frozen ones included, without padding.
+    pub fn parameter_count(&self) -> usize {
+        self.flat.layout.parameters.iter().map(|spec| spec.range.len()).sum()
+    }
+
+    /// Parameters by name, in the order of use: views of the flat buffers, with gradients where they train.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.flat.parameters().map(|(spec, tensor)| (spec.name.as_str(), tensor))
+    }
+
+    // --- one step -------------------------------------------------------------------------------------------------
+
+    /// Drops what an unapplied step did to batch norm's statistics.
+    pub fn begin_step(&mut self) -> Result<(), Error> {
+        Ok(self.flat.working.f_copy_(&self.flat.live)?)
+    }
+
+    /// Images [N, 3, S, S] f32, normalised, best channels-last, to logits [N, classes, S/2, S/2].
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        let images = self.checked(images, mode)?;
+        Ok(self.in_mode(mode, || self.network.forward(&self.flat, &images, mode))?)
+    }
+
+    /// The encoder's outputs for such images, from fine to coarse.
+    pub fn encode(&self, images: &Tensor, mode: Mode) -> Result<Taps, Error> {
+        let images = self.checked(images, mode)?;
+        Ok(self.in_mode(mode, || self.network.encode(&self.flat, &images, mode))?)
+    }
+
+    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats.
+    ///
+    /// `logits` come from [`Self::forward`] in training; `masks` are i64 classes [N, S/2, S/2]. With a `scale` of one
+    /// over the global batch's pixels, gradients summed over ranks are those of the global mean.
+    pub fn backward_sum_loss(&mut self, logits: &Tensor, masks: &Tensor, scale: f64) -> Result<f64, Error> {
+        metrics::check_masks(logits, masks)?;
+        let losses = metrics::pixel_losses(logits, masks)?;
+        (losses.f_sum(Kind::Float)? * scale).f_backward()?;
+        Ok(losses.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?)
+    }
+
+    /// Adam's update of all that trains, with epsilon before bias correction as in Keras. With `found_inf` (a
+    /// gradient is not finite) nothing changes, the step count included.
+    pub fn adam_step(&mut self, learning_rate: f64, found_inf: bool) -> Result<(), Error> {
+        if found_inf {
+            return Ok(());
+        }
+        let step = (self.adam_steps + 1) as f64;
+        let step = torch_ext::AdamStep {
+            lr: learning_rate,
+            beta1: BETA1,
+            beta2: BETA2,
+            eps: EPSILON / (1.0 - BETA2.powf(step)).sqrt(),
+            step,
+        };
+        let Flat { layout, parameters, gradients, exp_avg, exp_avg_sq, .. } = &self.flat;
+        let trainable = parameters.f_narrow(0, 0, layout.trainable_len as i64)?;
+        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, None)?;
+        self.adam_steps += 1;
+        Ok(())
+    }
+
+    /// Makes the step's batch-norm statistics the live ones.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        Ok(self.flat.live.f_copy_(&self.flat.working)?)
+    }
+
+    /// Updates applied so far.
+    pub fn adam_steps(&self) -> u64 {
+        self.adam_steps
+    }
+
+    // --- gradients ------------------------------------------------------------------------------------------------
+
+    /// The flat gradient of all that trains, padding included.
+    pub fn gradients(&self) -> &Tensor {
+        &self.flat.gradients
+    }
+
+    /// Lends the flat gradient's host memory; on the CPU only.
+    pub fn with_gradients_mut<R>(&mut self, exchange: impl FnOnce(&mut [f32]) -> R) -> Result<R, Error> {
+        Ok(torch_ext::with_f32_mut(&mut self.flat.gradients, exchange)?)
+    }
+
+    pub fn zero_gradients(&mut self) -> Result<(), Error> {
+        let _ = self.flat.gradients.f_zero_()?;
+        Ok(())
+    }
+
+    pub fn gradient_norm_and_finite(&self) -> Result<GradientNorm, Error> {
+        GradientNorm::of(&self.flat.gradients)
+    }
+
+    /// Scales the gradient down to `max_norm`, given its present norm.
+    pub fn clip_gradients(&mut self, norm: GradientNorm, max_norm: f64) -> Result<(), Error> {
+        let factor = norm.clip_factor(max_norm);
+        if factor < 1.0 {
+            let _ = self.flat.gradients.f_mul_scalar_(factor)?;
+        }
+        Ok(())
+    }
+
+    /// The buckets of the flat gradient, in the order they become ready.
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// A view of bucket `index` of the flat gradient, which may go to another thread; see [`torch_ext::with_f32_mut`].
+    pub fn bucket_gradients(&self, index: usize) -> Result<Tensor, Error> {
+        let Range { start, end } = self.buckets[index].range;
+        Ok(self.flat.gradients.f_narrow(0, start as i64, (end - start) as i64)?)
+    }
+
+    /// Cuts new buckets of about `bytes`, the first smaller. Ends the notification of [`Self::on_bucket_ready`].
+    pub fn plan_buckets(&mut self, bytes: usize) -> Result<(), Error> {
+        let layout = &self.flat.layout;
+        let order = layout.flat_order();
+        let trainable = order.iter().map(|&id| layout.parameter(id)).filter(|spec| !spec.frozen);
+        let starts: Vec<_> = trainable.map(|spec| spec.range.start).collect();
+        self.buckets = buckets::plan(&starts, layout.trainable_len, bytes);
+        if self.readiness.take().is_some() {
+            Readiness::install(&self.flat, &self.buckets, |_| ())?;
+        }
+        Ok(())
+    }
+
+    /// Calls `report` with each bucket's index when the last of its gradients is accumulated, bucket k after k-1, in
+    /// backward passes announced by [`Self::arm_buckets`].
+    ///
+    /// It runs inside the backward pass, on the CPU on the caller's thread: it should hand the bucket to somebody else
+    /// and return. If it panics, that [`Self::backward_sum_loss`] fails.
+    pub fn on_bucket_ready(&mut self, report: impl FnMut(usize) + Send + 'static) -> Result<(), Error> {
+        self.readiness = Some(Readiness::install(&self.flat, &self.buckets, report)?);
+        Ok(())
+    }
+
+    /// Announces that the next backward pass is the step's last, so that its buckets are reported.
+    pub fn arm_buckets(&mut self) {
+        if let Some(readiness) = &self.readiness {
+            readiness.arm();
+        }
+    }
+
+    // --- batch norm -----------------------------------------------------------------------------------------------
+
+    /// This replica's part of the pooled batch-norm statistics: the caller sums these element by element over all
+    /// ranks and hands the sums to [`Self::set_pooled`]. `samples` weighs it: those seen since the last pooling.
+    pub fn pooled_moments(&self, samples: u64) -> Result<Vec<f64>, Error> {
+        let (channels, live) = (self.flat.layout.channel_len, self.flat.layout.live_channel_len);
+        let host = self.flat.live.f_to_device(Device::Cpu)?;
+        Ok(torch_ext::with_f32(&host, |host| {
+            pooling::moments(&host[..live], &host[channels..channels + live], samples)
+        })?)
+    }
+
+    /// Makes the pooled statistics of `world_size` replicas the live ones. A single replica's, and those of no samples,
+    /// stay bit for bit.
+    pub fn set_pooled(&mut self, sums: &[f64], world_size: usize) -> Result<(), Error> {
+        let (channels, live) = (self.flat.layout.channel_len, self.flat.layout.live_channel_len);
+        let (expected, found) = (pooling::moments_len(live), sums.len());
+        if found != expected {
+            return Err(Error::PooledLength { expected, found });
+        }
+        if world_size == 1 || sums[0] == 0.0 {
+            return Ok(());
+        }
+        let mut host = self.flat.live.f_to_device(Device::Cpu)?.f_detach_copy()?;
+        torch_ext::with_f32_mut(&mut host, |host| {
+            let (mean, var) = host.split_at_mut(channels);
+            pooling::pool(sums, &mut mean[..live], &mut var[..live]);
+        })?;
+        self.flat.live.f_copy_(&host)?;
+        self.begin_step()
+    }
+
+    // --- state ----------------------------------------------------------------------------------------------------
+
+    /// The caller's counters, part of the state.
+    pub fn counters(&self) -> [u64; COUNTERS] {
+        self.counters
+    }
+
+    pub fn set_counters(&mut self, counters: [u64; COUNTERS]) {
+        self.counters = counters;
+    }
+
+    pub fn state_layout(&self) -> StateLayout {
+        StateLayout::new(&self.flat.layout)
+    }
+
+    /// Bytes of the state.
+    pub fn state_len(&self) -> u64 {
+        self.state_layout().total_bytes()
+    }
+
+    /// `len` bytes of the state from `offset`.
+    pub fn read_state(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let end = offset.saturating_add(len as u64);
+        if end > self.state_len() {
+            return Err(Error::StateLength { expected: end, found: self.state_len() });
+        }
+        let mut bytes = Vec::with_capacity(len);
+        self.visit_state(offset..end, |_, piece| bytes.extend_from_slice(piece))?;
+        Ok(bytes)
+    }
+
+    /// Digest of the whole state; see [`musher_proto::digest`].
+    pub fn state_digest(&self) -> Result<u64, Error> {
+        self.digest_of(0..self.state_len())
+    }
+
+    /// The part of the state's digest that a range of it makes up: those of disjoint ranges add up, wrapping. Its
+    /// ends must be multiples of four bytes, as those of all of [`StateLayout`] are.
+    pub fn digest_of(&self, range: Range<u64>) -> Result<u64, Error> {
+        if range.end > self.state_len() {
+            return Err(Error::StateLength { expected: range.end, found: self.state_len() });
+        }
+        let mut digest = 0u64;
+        self.visit_state(range, |offset, piece| {
+            digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
+        })?;
+        Ok(digest)
+    }
+
+    /// Room for a state to come from elsewhere.
+    pub fn staging(&self) -> StateStaging {
+        StateStaging::new(&self.state_layout())
+    }
+
+    /// Replaces the whole state by a complete staged one. On an error nothing has changed.
+    pub fn adopt(&mut self, staging: StateStaging) -> Result<(), Error> {
+        self.load_state(staging.complete()?)
+    }
+
+    /// Replaces the whole state. On an error of length nothing has changed.
+    pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let layout = self.state_layout();
+        let (expected, found) = (layout.total_bytes(), bytes.len() as u64);
+        if found != expected {
+            return Err(Error::StateLength { expected, found });
+        }
+        let part = |range: Range<u64>| &bytes[range.start as usize..range.end as usize];
+        for (flat, range) in [
+            (&mut self.flat.parameters, layout.parameters),
+            (&mut self.flat.exp_avg, layout.exp_avg),
+            (&mut self.flat.exp_avg_sq, layout.exp_avg_sq),
+            (&mut self.flat.live, layout.batch_norm),
+        ] {
+            state::write(flat, part(range))?;
+        }
+        let (words, _) = part(layout.counters).as_chunks::<8>();
+        let mut counters = words.iter().map(|&word| u64::from_le_bytes(word));
+        self.adam_steps = counters.next().expect("the layout has room for Adam's step count");
+        self.counters = std::array::from_fn(|_| counters.next().expect("the layout has room for the counters"));
+        self.begin_step()
+    }
+
+    /// Hands the state's bytes in `range` to `visit` in order, each piece with its offset in the state.
+    fn visit_state(&self, range: Range<u64>, mut visit: impl FnMut(u64, &[u8])) -> Result<(), Error> {
+        let layout = self.state_layout();
+        for (flat, part) in [
+            (&self.flat.parameters, layout.parameters),
+            (&self.flat.exp_avg, layout.exp_avg),
+            (&self.flat.exp_avg_sq, layout.exp_avg_sq),
+            (&self.flat.live, layout.batch_norm),
+        ] {
+            let wanted = range.start.max(part.start)..range.end.min(part.end);
+            if !wanted.is_empty() {
+                let offset = part.start;
+                state::visit(flat, wanted.start - offset..wanted.end - offset, |at, piece| visit(offset + at, piece))?;
+            }
+        }
+        let counters = state::counter_bytes(self.adam_steps, &self.counters);
+        let wanted = range.start.max(layout.counters.start)..range.end;
+        if !wanted.is_empty() {
+            let start = (wanted.start - layout.counters.start) as usize;
+            visit(wanted.start, &counters[start..(wanted.end - layout.counters.start) as usize]);
+        }
+        Ok(())
+    }
+
+    // --- weights --------------------------------------------------------------------------------------------------
+
+    /// Parameters and live statistics as a safetensors file with `metadata` in its header.
+    pub fn weights_safetensors(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>, Error> {
+        weights::save(&self.flat, metadata)
+    }
+
+    /// Takes over parameters and statistics of such a file: no tensor missing, none surplus, all of the right shape.
+    /// Optimizer state and counters stay. On an error nothing has changed.
+    pub fn load_weights(&mut self, file: &[u8]) -> Result<(), Error> {
+        weights::load(&mut self.flat, file, Part::Whole)?;
+        self.begin_step()
+    }
+
+    /// Takes over the encoder's tensors, as of a ResNet50 classifier; a classifier's or decoder's are ignored.
+    pub fn load_encoder_weights(&mut self, file: &[u8]) -> Result<(), Error> {
+        weights::load(&mut self.flat, file, Part::Encoder)?;
+        self.begin_step()
+    }
+
+    fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce() -> T) -> T {
+        match mode {
+            Mode::Train => compute(),
+            Mode::Eval => no_grad(compute),
+        }
+    }
+
+    /// The images in channels-last order, if they fit the model.
+    fn checked(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
+        let size = self.options.image_size as i64;
+        let found = images.size();
+        let samples = match *found {
+            [n, 3, h, w] if n > 0 && h == size && w == size && images.kind() == Kind::Float => n,
+            _ => {
+                let (expected, found) = (format!("f32 [N, 3, {size}, {size}]"), format!("{:?} {found:?}", images.kind()));
+                return Err(Error::Shape { what: "images", expected, found });
+            }
+        };
+        let coarsest = size >> HALVINGS;
+        let normalises_by_batch = mode == Mode::Train && self.flat.layout.live_channel_len > 0;
+        if normalises_by_batch && samples * coarsest * coarsest < 2 {
+            return Err(Error::TooFewValues { samples, image_size: size });
+        }
+        Ok(images.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
+    }
+}

@@ -1,0 +1,33 @@
+//! Compiles the shim against the libtorch that torch-sys found, and tells dependants where it lies.
+//!
+//! A binary that links libtorch needs an rpath to it, and a build script's link arguments reach only its own
+//! package. So each package with binaries or tests over this crate has a build script of one line's worth:
+//!
+//! ```text
+//! println!("cargo::rustc-link-arg=-Wl,-rpath,{}", env::var("DEP_TORCH_EXT_LIBTORCH_LIB")...);
+//! ```
+
+use std::env;
+use std::path::Path;
+
+fn main() {
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports the folder of libtorch");
+    let root = Path::new(&lib).parent().expect("libtorch's libraries lie in its folder `lib`");
+    let include = env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
+
+    println!("cargo::rerun-if-changed=src/shim.cpp");
+    println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .flag("-isystem")
+        .flag(include.to_str().expect("libtorch's path is UTF-8"))
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include").to_str().expect("libtorch's path is UTF-8"))
+        .file("src/shim.cpp")
+        .compile("torch_ext");
+
+    println!("cargo::metadata=libtorch_lib={lib}");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+}

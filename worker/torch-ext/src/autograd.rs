@@ -1,0 +1,114 @@
+//! Gradients as views of somebody else's buffer, and the moment one is complete.
+
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
+
+use crate::ffi::{self, Error};
+
+/// Makes `grad` the gradient of the leaf `param`: backward passes then add to it in place.
+///
+/// It must have the parameter's shape, dtype and device. Give it the parameter's strides too: adding across two
+/// layouts is slow. In place holds as long as nobody asks for the gradient's own graph.
+pub fn set_grad(param: &Tensor, grad: &Tensor) -> Result<(), Error> {
+    // SAFETY: both pointers are of live tensors, borrowed for the call; the shim takes its own handle to the gradient.
+    let message = unsafe { ffi::torch_ext_set_grad(param.as_ptr().cast_mut(), grad.as_ptr().cast_mut()) };
+    ffi::check(message)
+}
+
+/// Calls `callback` each time a backward pass has added to the gradient of the leaf `param`, in place of any earlier
+/// callback. It lives as long as the parameter does, so it must not own the parameter.
+///
+/// It runs on the thread that computes the gradient: on the CPU the one that called backward, on CUDA the engine's.
+/// If it panics, the panic stops here and that backward pass returns an error, with the gradients left incomplete.
+pub fn on_gradient_accumulated<F: FnMut() + Send + 'static>(param: &Tensor, callback: F) -> Result<(), Error> {
+    let context = Box::into_raw(Box::new(callback)).cast::<c_void>();
+    // SAFETY: the tensor is live for the call. `context` is a fresh box of F that only the shim holds from here on; it
+    // calls `call::<F>` from one thread at a time (accumulation holds the node's mutex) and `release::<F>` once, last.
+    let message = unsafe {
+        ffi::torch_ext_on_gradient_accumulated(param.as_ptr().cast_mut(), context, call::<F>, release::<F>)
+    };
+    ffi::check(message)
+}
+
+extern "C" fn call<F: FnMut()>(context: *mut c_void) -> bool {
+    // SAFETY: the shim hands back the box's pointer, not yet released, and never twice at a time.
+    let callback = unsafe { &mut *context.cast::<F>() };
+    catch_unwind(AssertUnwindSafe(callback)).is_ok()
+}
+
+extern "C" fn release<F>(context: *mut c_void) {
+    // SAFETY: the pointer came from `Box::into_raw` of a `Box<F>`, and the shim releases it once.
+    let callback = unsafe { Box::from_raw(context.cast::<F>()) };
+    // A destructor's panic must not unwind through C++ either; the panic hook has reported it.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(callback)));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn leaf() -> Tensor {
+        Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    #[test]
+    fn gradients_add_up_in_the_view() {
+        let flat = Tensor::zeros([10], (Kind::Float, Device::Cpu));
+        let param = leaf();
+        set_grad(&param, &flat.narrow(0, 4, 3)).unwrap();
+        for _ in 0..2 {
+            (&param * 2.0).sum(Kind::Float).backward();
+        }
+        assert_eq!(Vec::<f32>::try_from(&flat).unwrap(), [0., 0., 0., 0., 4., 4., 4., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn a_misshapen_gradient_is_an_error() {
+        let Error(message) = set_grad(&leaf(), &Tensor::zeros([4], (Kind::Float, Device::Cpu))).unwrap_err();
+        assert!(message.contains("[3]") && message.contains("[4]"), "{message}");
+    }
+
+    #[test]
+    fn the_callback_sees_the_gradient_and_is_released_with_the_parameter() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let param = leaf();
+        let seen = calls.clone();
+        on_gradient_accumulated(&param, move || {
+            seen.fetch_add(1, Ordering::SeqCst);
+        })
+        .unwrap();
+        for _ in 0..3 {
+            (&param * 2.0).sum(Kind::Float).backward();
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
+        drop(param);
+        assert_eq!(Arc::strong_count(&calls), 1);
+    }
+
+    #[test]
+    fn a_panicking_callback_fails_the_backward_pass_alone() {
+        let param = leaf();
+        on_gradient_accumulated(&param, || panic!("as asked by the test")).unwrap();
+        let error = (&param * 2.0).sum(Kind::Float).f_backward().unwrap_err();
+        assert!(error.to_string().contains("a gradient hook panicked"), "{error}");
+        on_gradient_accumulated(&param, || ()).unwrap();
+        (&param * 2.0).sum(Kind::Float).f_backward().unwrap();
+    }
+
+    #[test]
+    fn only_leaves_have_hooks() {
+        let mut released = Arc::new(());
+        let held = released.clone();
+        let constant = Tensor::ones([3], (Kind::Float, Device::Cpu));
+        assert!(on_gradient_accumulated(&constant, move || drop(held.clone())).is_err());
+        assert!(Arc::get_mut(&mut released).is_some(), "a refused callback is released");
+    }
+}

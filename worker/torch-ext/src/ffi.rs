@@ -1,0 +1,48 @@
+//! The C face of `shim.cpp`, and its errors.
+
+use std::ffi::{CStr, c_char, c_void};
+
+use torch_sys::C_tensor;
+
+/// A refusal of libtorch, or of a precondition checked on the way to it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("libtorch: {0}")]
+pub struct Error(pub String);
+
+unsafe extern "C" {
+    fn torch_ext_free(message: *mut c_char);
+
+    pub(crate) fn torch_ext_fused_adam(
+        params: *mut C_tensor,
+        grads: *mut C_tensor,
+        exp_avg: *mut C_tensor,
+        exp_avg_sq: *mut C_tensor,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        step: f64,
+        found_inf: *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(crate) fn torch_ext_set_grad(param: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
+
+    pub(crate) fn torch_ext_on_gradient_accumulated(
+        param: *mut C_tensor,
+        context: *mut c_void,
+        call: extern "C" fn(*mut c_void) -> bool,
+        drop: extern "C" fn(*mut c_void),
+    ) -> *mut c_char;
+}
+
+/// Turns the shim's message, which must be fresh from one of its functions, into a result.
+pub(crate) fn check(message: *mut c_char) -> Result<(), Error> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: not null, so a C string that the shim allocated for us and nobody else holds.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as above; freed once, and not read again.
+    unsafe { torch_ext_free(message) };
+    Err(Error(text))
+}

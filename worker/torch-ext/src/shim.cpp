@@ -1,0 +1,82 @@
+// What tch lacks, in terms of C: each function returns null, or a message for torch_ext_free.
+// No exception leaves this file towards Rust.
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+
+namespace {
+
+template <typename Body> char *guarded(Body body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception &error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an exception of an unknown type");
+  }
+}
+
+// Owns the Rust closure behind `context`.
+struct RustHook final : torch::autograd::PostAccumulateGradHook {
+  void *context;
+  bool (*call)(void *);
+  void (*drop)(void *);
+
+  RustHook(void *context, bool (*call)(void *), void (*drop)(void *)) : context(context), call(call), drop(drop) {}
+  ~RustHook() override { drop(context); }
+
+  // Runs inside the autograd engine, which hands the exception to the caller of backward.
+  void operator()(const at::Tensor &) override {
+    if (!call(context)) throw std::runtime_error("a gradient hook panicked");
+  }
+};
+
+} // namespace
+
+extern "C" {
+
+void torch_ext_free(char *message) { std::free(message); }
+
+char *torch_ext_fused_adam(at::Tensor *params, at::Tensor *grads, at::Tensor *exp_avg, at::Tensor *exp_avg_sq, double lr,
+                           double beta1, double beta2, double eps, double step, at::Tensor *found_inf) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    auto steps = at::full({}, step, params->options().dtype(at::kFloat));
+    auto skip = found_inf ? std::optional<at::Tensor>(*found_inf) : std::nullopt;
+    at::_fused_adam_({*params}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {steps}, lr, beta1, beta2, /*weight_decay=*/0.0,
+                     eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, skip);
+  });
+}
+
+char *torch_ext_set_grad(at::Tensor *param, at::Tensor *grad) {
+  return guarded([&] {
+    TORCH_CHECK(param->is_leaf() && param->requires_grad(), "only a leaf that requires a gradient can be given one");
+    TORCH_CHECK(param->sizes() == grad->sizes(), "a parameter of shape ", param->sizes(), " cannot have a gradient of shape ",
+                grad->sizes());
+    TORCH_CHECK(param->scalar_type() == grad->scalar_type() && param->device() == grad->device(),
+                "a parameter and its gradient must agree in dtype and device");
+    param->mutable_grad() = *grad;
+  });
+}
+
+// Takes `context` over, whatever happens.
+char *torch_ext_on_gradient_accumulated(at::Tensor *param, void *context, bool (*call)(void *), void (*drop)(void *)) {
+  return guarded([&] {
+    auto hook = std::make_unique<RustHook>(context, call, drop);
+    TORCH_CHECK(param->is_leaf() && param->requires_grad(), "only a leaf that requires a gradient accumulates one");
+    torch::autograd::impl::set_post_acc_grad_hooks(*param, std::move(hook));
+  });
+}
+
+} // extern "C"
