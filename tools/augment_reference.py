@@ -3,9 +3,9 @@
 
     python tools/augment_reference.py dataset/tests/reference
 
-Needs numpy and opencv-python. Rotation, flip and crop follow albumentations 1.3.0 (`Rotate`,
-`HorizontalFlip`, `RandomResizedCrop`), but joined into one map, which cv2.remap's tables hold in
-float; the interpolation itself is plain NumPy in float64, checked here against cv2.warpAffine.
+Needs numpy, opencv-python and Pillow. Rotation, flip and crop follow albumentations 1.3.0
+(`Rotate`, `HorizontalFlip`, `RandomResizedCrop`), but joined into one map, so that each pixel is
+interpolated once: in float64 with NumPy, which is checked here against cv2.warpAffine.
 """
 
 import pathlib
@@ -13,6 +13,7 @@ import sys
 
 import cv2
 import numpy as np
+from PIL import Image
 
 WIDTH, HEIGHT, SIDE = 61, 47, 32
 
@@ -95,11 +96,20 @@ def check_against_opencv(image):
         assert gap.mean() < 0.8 and gap.max() < 8, (gap.mean(), gap.max())
 
 
+def write_cmyk(file):
+    """Orange on the left, blue on the right, in Adobe's inverted CMYK."""
+    rgb = np.zeros((16, 32, 3), np.uint8)
+    rgb[:, :16], rgb[:, 16:] = (230, 159, 0), (24, 52, 92)
+    black = np.zeros((16, 32, 1), np.uint8)
+    Image.fromarray(np.concatenate([255 - rgb, black], axis=-1), "CMYK").save(file, quality=95)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     image, mask = test_image(), test_mask()
     check_against_opencv(image)
+    write_cmyk(folder / "cmyk.jpg")
 
     blobs, cases = [image.tobytes(), mask.tobytes()], []
     for degrees, mirrored, crop in DRAWS:

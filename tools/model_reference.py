@@ -19,6 +19,11 @@ from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
 WIDTH, SIZE, BATCH, CLASSES, LEARNING_RATE = 0.03, 64, 4, 3, 1e-3
+# Of 400 seeds one with no ReLU's input so near zero that float32's rounding would flip it: a flip moves a gradient of
+# such a narrow network by percents. Also with PyTorch itself in float32, contiguous and channels-last: within 5e-4.
+SEED = 141
+# Adam's second and third gradients are multiples of the first: real ones would measure the amplified rounding instead.
+FACTORS = 1.0, -0.5, 3.0
 
 
 def encoder(w, keras):
@@ -128,11 +133,11 @@ class KerasAdam:
         self.v = {k: np.zeros(p.shape) for k, p in self.params.items()}
         self.t = 0
 
-    def step(self, beta1=0.9, beta2=0.999, epsilon=1e-7):
+    def step(self, factor, beta1=0.9, beta2=0.999, epsilon=1e-7):
         self.t += 1
         alpha = LEARNING_RATE * np.sqrt(1 - beta2**self.t) / (1 - beta1**self.t)
         for k, p in self.params.items():
-            g = p.grad.numpy()
+            g = factor * p.grad.numpy()
             self.m[k] += (g - self.m[k]) * (1 - beta1)
             self.v[k] += (g * g - self.v[k]) * (1 - beta2)
             p.data -= torch.from_numpy(alpha * self.m[k] / (np.sqrt(self.v[k]) + epsilon))
@@ -153,7 +158,7 @@ def main():
         data = {k: v.to(dtype).contiguous() if v.is_floating_point() and v.ndim else v.contiguous() for k, v in data.items()}
         save_file(data, args.out / f"{name}.safetensors")
 
-    generator = torch.Generator().manual_seed(44)
+    generator = torch.Generator().manual_seed(SEED)
     net = UNet(WIDTH).double()
     randomise(net, generator)
     weights = tensors(net)
@@ -168,21 +173,19 @@ def main():
     with torch.no_grad():
         reference |= numbered(net.taps(images)) | {"logits.eval": net(images)}
     net.train()
-    optimizer = KerasAdam(net)
-    after = {}
-    for step in (1, 2, 3):
-        net.zero_grad()
-        logits = net(images)
-        loss = F.cross_entropy(logits, masks, reduction="sum")
-        (loss / masks.numel()).backward()
-        if step == 1:
-            reference |= {"logits.train": logits.detach(), "loss.train": loss.detach()}
-            reference |= {f"grad.{musher_name(k)}": p.grad.clone() for k, p in net.named_parameters()}
-            reference |= {f"after.{k}": v for k, v in tensors(net).items() if ".running_" in k}
-        optimizer.step()
-        if step != 2:
-            after |= {f"{step}.{musher_name(k)}": p.detach().clone() for k, p in net.named_parameters()}
+    logits = net(images)
+    loss = F.cross_entropy(logits, masks, reduction="sum")
+    (loss / masks.numel()).backward()
+    reference |= {"logits.train": logits.detach(), "loss.train": loss.detach()}
+    reference |= {f"grad.{musher_name(k)}": p.grad for k, p in net.named_parameters()}
+    reference |= {f"after.{k}": v for k, v in tensors(net).items() if ".running_" in k}
     save("torchvision", reference)
+
+    optimizer, after = KerasAdam(net), {}
+    for step, factor in enumerate(FACTORS, 1):
+        optimizer.step(factor)
+        if step in (1, 3):
+            after |= {f"{step}.{musher_name(k)}": p.detach().clone() for k, p in net.named_parameters()}
     save("adam", after)
 
     net = UNet(WIDTH, keras=True).double()

@@ -35,7 +35,9 @@ impl Announcer {
         let epochs = self.job.train.epochs;
         match event {
             RunEvent::RunStarted { term, resumed_from } => event!(
-                info, "run_started", self,
+                info,
+                "run_started",
+                self,
                 term = term.0,
                 resumed_from = resumed_from.as_ref().map(|id| id.as_str()),
                 epochs,
@@ -44,7 +46,14 @@ impl Announcer {
                 address = self.address,
             ),
             RunEvent::WaitingForWorkers { joined, wanted } => {
-                event!(info, "waiting_for_workers", self, present = joined, expected = wanted, address = self.address)
+                event!(
+                    info,
+                    "waiting_for_workers",
+                    self,
+                    present = joined,
+                    expected = wanted,
+                    address = self.address
+                )
             }
             RunEvent::WorkerJoined { worker, host, device } => {
                 event!(info, "worker_joined", self, worker = worker.as_str(), host, device)
@@ -56,7 +65,9 @@ impl Announcer {
                 event!(warn, "worker_left", self, worker = worker.as_str(), rank = rank.map(|r| r.0), reason)
             }
             RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => event!(
-                info, "generation_formed", self,
+                info,
+                "generation_formed",
+                self,
                 generation = generation.0,
                 world_size,
                 donor = donor.as_str(),
@@ -69,14 +80,22 @@ impl Announcer {
             RunEvent::EpochStarted { generation, epoch, step, samples } => {
                 self.bar.set_epoch(epoch.0, epochs, *samples);
                 event!(
-                    info, "epoch_started", self,
-                    generation = generation.0, epoch = epoch.0, step = step.0, epochs, samples
+                    info,
+                    "epoch_started",
+                    self,
+                    generation = generation.0,
+                    epoch = epoch.0,
+                    step = step.0,
+                    epochs,
+                    samples
                 );
             }
             RunEvent::Progress(report) => {
                 self.bar.update(report.cursor, report.loss, report.images_per_second, report.eta_s);
                 event!(
-                    info, "progress", self,
+                    info,
+                    "progress",
+                    self,
                     generation = report.generation.0,
                     epoch = report.epoch.0,
                     step = report.step.0,
@@ -89,25 +108,33 @@ impl Announcer {
                 );
             }
             RunEvent::StepSkipped { generation, epoch, step, in_epoch } => event!(
-                warn, "step_skipped", self,
+                warn,
+                "step_skipped",
+                self,
                 generation = generation.0,
                 epoch = epoch.0,
                 step = step.0,
                 in_epoch,
                 reason = "a gradient was not finite",
             ),
-            RunEvent::EpochFinished { epoch, step, samples, train_loss, images_per_second, state_digest } => event!(
-                info, "epoch_finished", self,
-                epoch = epoch.0,
-                step = step.0,
-                epochs,
-                samples,
-                train_loss,
-                images_per_second,
-                state_digest = format!("{state_digest:016x}"),
-            ),
+            RunEvent::EpochFinished { epoch, step, samples, train_loss, images_per_second, state_digest } => {
+                event!(
+                    info,
+                    "epoch_finished",
+                    self,
+                    epoch = epoch.0,
+                    step = step.0,
+                    epochs,
+                    samples,
+                    train_loss,
+                    images_per_second,
+                    state_digest = format!("{state_digest:016x}"),
+                )
+            }
             RunEvent::Validated { epoch, step, scores } => event!(
-                info, "validated", self,
+                info,
+                "validated",
+                self,
                 epoch = epoch.0,
                 step = step.0,
                 epochs,
@@ -117,7 +144,9 @@ impl Announcer {
                 val_miou = scores.miou,
             ),
             RunEvent::CheckpointCommitted { checkpoint, epoch, step, bytes, elapsed, stall_ms } => event!(
-                info, "checkpoint_committed", self,
+                info,
+                "checkpoint_committed",
+                self,
                 id = checkpoint.as_str(),
                 epoch = epoch.0,
                 step = step.0,
@@ -137,7 +166,9 @@ impl Announcer {
             RunEvent::RunFinished { outcome } => {
                 self.bar.finish();
                 event!(
-                    info, "run_finished", self,
+                    info,
+                    "run_finished",
+                    self,
                     status = status_name(outcome),
                     stopped = stopped_name(outcome),
                     epochs = outcome.epochs.0,

@@ -40,7 +40,9 @@ pub enum RunDirError {
         "{key} is {now} in the job, but the run was started with {then}: set it back to resume, or start a new run"
     )]
     JobChanged { key: &'static str, then: String, now: String },
-    #[error("checkpoint {id} holds no readable progress ({reason}): it was written by another version of musher")]
+    #[error(
+        "checkpoint {id} holds no readable progress ({reason}): it was written by another version of musher"
+    )]
     Progress { id: String, reason: String },
 }
 
@@ -126,17 +128,12 @@ pub fn resume_point(
     }
     let Some(manifest) = latest.manifest else {
         warn!("no complete checkpoint to resume from: starting at the beginning");
-        return Ok((None, Fences { lineage: Generation(0), ..fences }));
+        return Ok((None, new_lineage(fences, fences.generation)));
     };
     check_job(&manifest, job)?;
-    let generation = fences.generation.max(manifest.lineage);
-    // A resume starts a new lineage: states that workers may still hold are newcomers' to it.
-    let fences = Fences { generation, lineage: generation.next(), ..fences };
-    let progress: RunProgress =
-        serde_json::from_value(manifest.progress.clone()).map_err(|error| RunDirError::Progress {
-            id: manifest.id.to_string(),
-            reason: error.to_string(),
-        })?;
+    let fences = new_lineage(fences, fences.generation.max(manifest.lineage));
+    let progress: RunProgress = serde_json::from_value(manifest.progress.clone())
+        .map_err(|error| RunDirError::Progress { id: manifest.id.to_string(), reason: error.to_string() })?;
     let point = ResumePoint {
         position: Position {
             lineage: manifest.lineage,
@@ -148,7 +145,13 @@ pub fn resume_point(
         progress,
         dataset_digest: manifest.dataset_digest,
     };
-    Ok((Some(point), Fences { generation: fences.lineage, ..fences }))
+    Ok((Some(point), fences))
+}
+
+/// States that workers may still hold are newcomers' to a resumed run.
+fn new_lineage(fences: Fences, newest: Generation) -> Fences {
+    let generation = newest.next();
+    Fences { generation, lineage: generation, ..fences }
 }
 
 /// What may not change between a run's start and its resumption.
@@ -173,7 +176,8 @@ const PINNED: [&str; 16] = [
 
 fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
     let now = serde_json::to_value(job).expect("a job is plain data");
-    let value = |job: &Value, key: &str| key.split('.').try_fold(job.clone(), |at, part| at.get(part).cloned());
+    let value =
+        |job: &Value, key: &str| key.split('.').try_fold(job.clone(), |at, part| at.get(part).cloned());
     for key in PINNED {
         let (then, now) = (value(&manifest.config, key), value(&now, key));
         if then != now {

@@ -14,11 +14,7 @@ pub struct Affine {
 impl Affine {
     /// The unit square onto the rectangle of that corner and size.
     pub fn rectangle(left: f64, top: f64, width: f64, height: f64) -> Self {
-        Self {
-            origin: [left, top],
-            along_u: [width, 0.0],
-            along_v: [0.0, height],
-        }
+        Self { origin: [left, top], along_u: [width, 0.0], along_v: [0.0, height] }
     }
 
     /// The unit square onto a whole image of that size: a plain stretch.

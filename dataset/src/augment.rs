@@ -20,11 +20,7 @@ pub struct AugmentOptions {
 
 impl Default for AugmentOptions {
     fn default() -> Self {
-        Self {
-            rotate_degrees: 30.0,
-            horizontal_flip: true,
-            scale: [0.7, 1.0],
-        }
+        Self { rotate_degrees: 30.0, horizontal_flip: true, scale: [0.7, 1.0] }
     }
 }
 
@@ -83,12 +79,7 @@ impl Draw {
 
 impl Crop {
     fn whole(width: u32, height: u32) -> Self {
-        Self {
-            left: 0,
-            top: 0,
-            width,
-            height,
-        }
+        Self { left: 0, top: 0, width, height }
     }
 
     fn random(rng: &mut ChaCha8Rng, width: u32, height: u32, scale: [f64; 2]) -> Self {
@@ -134,8 +125,7 @@ impl Crop {
     }
 
     fn affine(&self) -> Affine {
-        let [left, top, width, height] =
-            [self.left, self.top, self.width, self.height].map(f64::from);
+        let [left, top, width, height] = [self.left, self.top, self.width, self.height].map(f64::from);
         Affine::rectangle(left, top, width, height)
     }
 }
@@ -204,19 +194,12 @@ mod tests {
     #[test]
     fn switching_one_option_off_leaves_the_other_draws_alone() {
         let on = draws(&AugmentOptions::default());
-        let still = draws(&AugmentOptions {
-            rotate_degrees: 0.0,
-            ..AugmentOptions::default()
-        });
+        let still = draws(&AugmentOptions { rotate_degrees: 0.0, ..AugmentOptions::default() });
         for (on, still) in on.iter().zip(&still) {
             assert_eq!(still.turn_degrees, 0.0);
             assert_eq!((on.mirrored, on.crop), (still.mirrored, still.crop));
         }
-        let plain = AugmentOptions {
-            rotate_degrees: 0.0,
-            horizontal_flip: false,
-            scale: [1.0, 1.0],
-        };
+        let plain = AugmentOptions { rotate_degrees: 0.0, horizontal_flip: false, scale: [1.0, 1.0] };
         let map = Draw::of(1, 2, 3, SIZE, &plain).affine(SIZE);
         assert_eq!(map, Affine::stretch(SIZE.0, SIZE.1));
     }
@@ -224,12 +207,7 @@ mod tests {
     #[test]
     fn a_panorama_falls_back_to_its_centre() {
         let draw = Draw::of(1, 1, 1, (1_000, 100), &AugmentOptions::default());
-        let central = Crop {
-            left: 433,
-            top: 0,
-            width: 133,
-            height: 100,
-        };
+        let central = Crop { left: 433, top: 0, width: 133, height: 100 };
         assert_eq!(draw.crop, central);
     }
 

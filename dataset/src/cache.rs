@@ -34,12 +34,7 @@ struct Kept {
 impl ImageCache {
     /// A budget of 0 keeps nothing.
     pub fn new(budget_bytes: usize) -> Self {
-        Self {
-            budget_bytes,
-            kept: Mutex::default(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-        }
+        Self { budget_bytes, kept: Mutex::default(), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     /// The sample's pair, from memory or decoded now.

@@ -71,15 +71,13 @@ pub fn check(source: &Source) -> Result<Report, DatasetError> {
     let mut problems = Vec::new();
     let listed: HashSet<&str> = train.iter().chain(&val).map(String::as_str).collect();
     let others = survey_others(root, &listed)?;
-    problems.extend(others.unlisted.par_iter().flat_map_iter(|file| look_at_unlisted(root, file)).collect::<Vec<_>>());
+    problems.extend(
+        others.unlisted.par_iter().flat_map_iter(|file| look_at_unlisted(root, file)).collect::<Vec<_>>(),
+    );
 
     let mut check_split = |list: &String, names: &[String]| {
         let findings: Vec<_> = names.par_iter().map(|name| look_at_pair(root, name)).collect();
-        let mut report = SplitReport {
-            list: list.clone(),
-            listed: names.len(),
-            ..SplitReport::default()
-        };
+        let mut report = SplitReport { list: list.clone(), listed: names.len(), ..SplitReport::default() };
         for finding in findings {
             if let Some(pair) = finding.pair {
                 report.add(&pair);
@@ -92,14 +90,7 @@ pub fn check(source: &Source) -> Result<Report, DatasetError> {
     let val = check_split(&source.val_split, &val);
     problems.sort();
     problems.dedup();
-    Ok(Report {
-        train,
-        val,
-        in_both,
-        unlisted: others.unlisted,
-        not_images: others.not_images,
-        problems,
-    })
+    Ok(Report { train, val, in_both, unlisted: others.unlisted, not_images: others.not_images, problems })
 }
 
 impl Report {
@@ -211,24 +202,14 @@ struct PairSummary {
 
 fn look_at_pair(root: &Path, name: &str) -> Finding {
     let (mask, mask_bytes) = find_mask(root, name);
-    let error = |text| Finding {
-        pair: None,
-        problems: vec![Problem {
-            severity: Severity::Error,
-            text,
-        }],
-    };
+    let error = |text| Finding { pair: None, problems: vec![Problem { severity: Severity::Error, text }] };
     let Some((image, _)) = find_image(root, name) else {
         return error(format!("there is no image for the listed name `{name}`"));
     };
     if mask_bytes.is_none() {
         return error(format!("{} has no mask {}", image.display(), mask.display()));
     }
-    let sample = Sample {
-        name: name.to_owned(),
-        image,
-        mask,
-    };
+    let sample = Sample { name: name.to_owned(), image, mask };
     let mut problems = Vec::new();
     let pair = decode_pair(&sample, &mut |warning| problems.push(warning_of(&warning)));
     match pair {
@@ -238,10 +219,7 @@ fn look_at_pair(root: &Path, name: &str) -> Finding {
                 class_pixels[usize::from(class)] += 1;
             }
             let size = pair.picture.size();
-            Finding {
-                pair: Some(PairSummary { size, class_pixels }),
-                problems,
-            }
+            Finding { pair: Some(PairSummary { size, class_pixels }), problems }
         }
         Err(failure) => error(failure.to_string()),
     }
@@ -258,18 +236,14 @@ fn look_at_unlisted(root: &Path, file: &Path) -> Vec<Problem> {
         Some(_) => decode_pair(&Sample { name, image, mask }, &mut warn).map(drop),
         None => decode_picture(file, &mut warn).map(drop),
     };
-    problems.extend(looked_at.err().map(|failure| Problem {
-        severity: Severity::Warning,
-        text: failure.to_string(),
-    }));
+    problems.extend(
+        looked_at.err().map(|failure| Problem { severity: Severity::Warning, text: failure.to_string() }),
+    );
     problems
 }
 
 fn warning_of(warning: &impl ToString) -> Problem {
-    Problem {
-        severity: Severity::Warning,
-        text: warning.to_string(),
-    }
+    Problem { severity: Severity::Warning, text: warning.to_string() }
 }
 
 /// Files among the images that no list names.
@@ -281,7 +255,8 @@ struct Others {
 fn survey_others(root: &Path, listed: &HashSet<&str>) -> Result<Others, DatasetError> {
     let folder = images_folder(root);
     let entries = fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let mut files: Vec<_> = entries.map_err(DatasetError::read(&folder))?.iter().map(fs::DirEntry::path).collect();
+    let mut files: Vec<_> =
+        entries.map_err(DatasetError::read(&folder))?.iter().map(fs::DirEntry::path).collect();
     files.sort();
     let is_used = |file: &PathBuf| {
         let stem = file.file_stem().and_then(OsStr::to_str).filter(|stem| listed.contains(stem));

@@ -20,10 +20,7 @@ use crate::{CLASSES, DataWarning, DatasetError, Mask, Pair, Picture};
 ///
 /// # Errors
 /// If one of the two cannot be decoded, or their sizes differ.
-pub fn decode_pair(
-    sample: &Sample,
-    warn: &mut dyn FnMut(DataWarning),
-) -> Result<Pair, DatasetError> {
+pub fn decode_pair(sample: &Sample, warn: &mut dyn FnMut(DataWarning)) -> Result<Pair, DatasetError> {
     let picture = decode_picture(&sample.image, warn)?;
     let mask = decode_mask(&sample.mask, warn)?;
     if picture.size() != mask.size() {
@@ -43,16 +40,10 @@ pub fn decode_pair(
 ///
 /// # Errors
 /// If the file cannot be read, or nothing of it can be decoded.
-pub fn decode_picture(
-    file: &Path,
-    warn: &mut dyn FnMut(DataWarning),
-) -> Result<Picture, DatasetError> {
+pub fn decode_picture(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Picture, DatasetError> {
     let bytes = fs::read(file).map_err(DatasetError::read(file))?;
     let mut warn = |problem: String| {
-        warn(DataWarning {
-            file: file.to_owned(),
-            problem,
-        });
+        warn(DataWarning { file: file.to_owned(), problem });
     };
     let format = image::guess_format(&bytes)
         .map_err(|_| DatasetError::undecodable(file, "it is no image of a known format"))?;
@@ -73,8 +64,7 @@ pub fn decode_picture(
 /// If the file cannot be decoded, or a value is no trimap's.
 pub fn decode_mask(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Mask, DatasetError> {
     let bytes = fs::read(file).map_err(DatasetError::read(file))?;
-    let mut mask =
-        decode_trimap(&bytes).map_err(|reason| DatasetError::undecodable(file, reason))?;
+    let mut mask = decode_trimap(&bytes).map_err(|reason| DatasetError::undecodable(file, reason))?;
 
     let mut pixels_of = [0u64; CLASSES];
     for (at, value) in mask.data.iter_mut().enumerate() {
@@ -97,10 +87,7 @@ pub fn decode_mask(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Mas
         _ => None,
     };
     if let Some(problem) = problem {
-        warn(DataWarning {
-            file: file.to_owned(),
-            problem: problem.to_owned(),
-        });
+        warn(DataWarning { file: file.to_owned(), problem: problem.to_owned() });
     }
     Ok(mask)
 }
@@ -228,10 +215,7 @@ fn decode_trimap(bytes: &[u8]) -> Result<Mask, String> {
     let data = if bits == 8 {
         packed
     } else {
-        packed
-            .chunks_exact(frame.line_size)
-            .flat_map(|row| unpack(row, bits).take(width as usize))
-            .collect()
+        packed.chunks_exact(frame.line_size).flat_map(|row| unpack(row, bits).take(width as usize)).collect()
     };
     Ok(Mask::new(width, height, data))
 }
@@ -239,8 +223,7 @@ fn decode_trimap(bytes: &[u8]) -> Result<Mask, String> {
 /// Samples of 1, 2 or 4 bits, the leftmost in the high bits.
 fn unpack(row: &[u8], bits: usize) -> impl Iterator<Item = u8> {
     let low_bits = (1u8 << bits) - 1;
-    row.iter()
-        .flat_map(move |byte| (0..8 / bits).rev().map(move |at| (byte >> (at * bits)) & low_bits))
+    row.iter().flat_map(move |byte| (0..8 / bits).rev().map(move |at| (byte >> (at * bits)) & low_bits))
 }
 
 #[cfg(test)]

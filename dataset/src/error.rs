@@ -35,45 +35,25 @@ pub enum DatasetError {
     EmptyList { list: PathBuf },
 
     #[error("{}:{line}: `{name}` is not a plain file name; list names without folders", .list.display())]
-    BadName {
-        list: PathBuf,
-        line: usize,
-        name: String,
-    },
+    BadName { list: PathBuf, line: usize, name: String },
 
     #[error(
         "{}:{line}: `{name}` is already listed on line {first_line}; remove one of the two",
         .list.display()
     )]
-    DuplicateName {
-        list: PathBuf,
-        line: usize,
-        name: String,
-        first_line: usize,
-    },
+    DuplicateName { list: PathBuf, line: usize, name: String, first_line: usize },
 
     #[error(
         "{}:{line}: there is no image for `{name}` ({count} of the list's images are absent); \
          complete images/ or shorten the list", .list.display()
     )]
-    AbsentImages {
-        list: PathBuf,
-        line: usize,
-        name: String,
-        count: usize,
-    },
+    AbsentImages { list: PathBuf, line: usize, name: String, count: usize },
 
     #[error(
         "{}:{line}: the image `{name}` has no mask {} ({count} of the list's masks are absent); \
          complete annotations/trimaps/ or shorten the list", .list.display(), .mask.display()
     )]
-    AbsentMasks {
-        list: PathBuf,
-        line: usize,
-        name: String,
-        mask: PathBuf,
-        count: usize,
-    },
+    AbsentMasks { list: PathBuf, line: usize, name: String, mask: PathBuf, count: usize },
 
     #[error("cannot read {}: {source}", .file.display())]
     Read { file: PathBuf, source: io::Error },
@@ -85,24 +65,13 @@ pub enum DatasetError {
         "the mask {} is {mask_width}x{mask_height}, but its image is {width}x{height}; replace one \
          of the two or remove them from the split list", .mask.display()
     )]
-    SizeMismatch {
-        mask: PathBuf,
-        mask_width: u32,
-        mask_height: u32,
-        width: u32,
-        height: u32,
-    },
+    SizeMismatch { mask: PathBuf, mask_width: u32, mask_height: u32, width: u32, height: u32 },
 
     #[error(
         "the mask {} has the value {value} at ({x}, {y}); a trimap's values are 1 (foreground), \
          2 (background) and 3 (boundary)", .file.display()
     )]
-    MaskValue {
-        file: PathBuf,
-        value: u8,
-        x: u32,
-        y: u32,
-    },
+    MaskValue { file: PathBuf, value: u8, x: u32, y: u32 },
 
     #[error("there is no sample {id} in {list}, which has {len}; give all workers the same lists")]
     UnknownSample { id: u64, len: usize, list: String },
@@ -122,24 +91,15 @@ pub enum DatasetError {
 
 impl DatasetError {
     pub(crate) fn undecodable(file: &Path, reason: impl fmt::Display) -> Self {
-        Self::Undecodable {
-            file: file.to_owned(),
-            reason: reason.to_string(),
-        }
+        Self::Undecodable { file: file.to_owned(), reason: reason.to_string() }
     }
 
     pub(crate) fn read(file: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Read {
-            file: file.to_owned(),
-            source,
-        }
+        move |source| Self::Read { file: file.to_owned(), source }
     }
 
     pub(crate) fn write(file: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Write {
-            file: file.to_owned(),
-            source,
-        }
+        move |source| Self::Write { file: file.to_owned(), source }
     }
 }
 
@@ -167,18 +127,11 @@ pub struct Warnings {
 
 impl Warnings {
     pub fn new(sink: impl Fn(DataWarning) + Send + Sync + 'static) -> Self {
-        Self {
-            told: Mutex::default(),
-            sink: Box::new(sink),
-        }
+        Self { told: Mutex::default(), sink: Box::new(sink) }
     }
 
     pub fn report(&self, warning: DataWarning) {
-        let is_new = self
-            .told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(warning.clone());
+        let is_new = self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.clone());
         if is_new {
             (self.sink)(warning);
         }

@@ -58,13 +58,9 @@ impl Dataset {
         check_folders(&source.root)?;
         let mut hasher = Sha256::new();
         let mut open_split = |list: &String| {
-            let (samples, sizes): (Vec<_>, Vec<_>) =
-                locate_all(&source.root, list)?.into_iter().unzip();
+            let (samples, sizes): (Vec<_>, Vec<_>) = locate_all(&source.root, list)?.into_iter().unzip();
             hash_split(&mut hasher, &samples, &sizes);
-            Ok(Arc::new(Split {
-                list: list.clone(),
-                samples,
-            }))
+            Ok(Arc::new(Split { list: list.clone(), samples }))
         };
         Ok(Self {
             train: open_split(&source.train_split)?,
@@ -103,11 +99,7 @@ impl Split {
         usize::try_from(id)
             .ok()
             .and_then(|index| self.samples.get(index))
-            .ok_or_else(|| DatasetError::UnknownSample {
-                id,
-                len: self.len(),
-                list: self.list.clone(),
-            })
+            .ok_or_else(|| DatasetError::UnknownSample { id, len: self.len(), list: self.list.clone() })
     }
 }
 
@@ -134,10 +126,7 @@ pub(crate) fn check_folders(root: &Path) -> Result<(), DatasetError> {
     if entries.next().is_none() {
         return Err(DatasetError::EmptyDirectory { root: root.into() });
     }
-    match [images_folder(root), masks_folder(root)]
-        .into_iter()
-        .find(|folder| !folder.is_dir())
-    {
+    match [images_folder(root), masks_folder(root)].into_iter().find(|folder| !folder.is_dir()) {
         Some(folder) => Err(DatasetError::NoFolder { folder }),
         None => Ok(()),
     }
@@ -156,11 +145,7 @@ pub(crate) fn read_list(path: &Path) -> Result<Vec<Entry>, DatasetError> {
     for (line, name) in (1..).zip(text.lines().map(first_column)) {
         let Some(name) = name else { continue };
         if name.contains(['/', '\\', '\0']) {
-            return Err(DatasetError::BadName {
-                list: path.into(),
-                line,
-                name: name.to_owned(),
-            });
+            return Err(DatasetError::BadName { list: path.into(), line, name: name.to_owned() });
         }
         if let Some(first_line) = line_of.insert(name, line) {
             return Err(DatasetError::DuplicateName {
@@ -170,10 +155,7 @@ pub(crate) fn read_list(path: &Path) -> Result<Vec<Entry>, DatasetError> {
                 first_line,
             });
         }
-        entries.push(Entry {
-            name: name.to_owned(),
-            line,
-        });
+        entries.push(Entry { name: name.to_owned(), line });
     }
     if entries.is_empty() {
         return Err(DatasetError::EmptyList { list: path.into() });
@@ -220,14 +202,8 @@ fn locate_all(root: &Path, list: &str) -> Result<Vec<(Sample, FileSizes)>, Datas
     let list = root.join(list);
     let entries = read_list(&list)?;
     // In parallel, as each look-up is a round trip when the root is a network file system.
-    let images: Vec<_> = entries
-        .par_iter()
-        .map(|entry| find_image(root, &entry.name))
-        .collect();
-    let masks: Vec<_> = entries
-        .par_iter()
-        .map(|entry| find_mask(root, &entry.name))
-        .collect();
+    let images: Vec<_> = entries.par_iter().map(|entry| find_image(root, &entry.name)).collect();
+    let masks: Vec<_> = entries.par_iter().map(|entry| find_mask(root, &entry.name)).collect();
 
     if let Some(first) = images.iter().position(Option::is_none) {
         return Err(DatasetError::AbsentImages {
@@ -250,15 +226,8 @@ fn locate_all(root: &Path, list: &str) -> Result<Vec<(Sample, FileSizes)>, Datas
     Ok(located
         .filter_map(|((entry, image), (mask, mask_bytes))| {
             let (image, image_bytes) = image?;
-            let sample = Sample {
-                name: entry.name,
-                image,
-                mask,
-            };
-            let sizes = FileSizes {
-                image: image_bytes,
-                mask: mask_bytes?,
-            };
+            let sample = Sample { name: entry.name, image, mask };
+            let sizes = FileSizes { image: image_bytes, mask: mask_bytes? };
             Some((sample, sizes))
         })
         .collect())
@@ -318,10 +287,7 @@ mod tests {
         let names: Vec<_> = dataset.train().samples.iter().map(|s| s.name.clone()).collect();
         assert_eq!(names, ["b", "a"]);
         assert_eq!(dataset.val().sample(0).unwrap().name, "c");
-        assert!(matches!(
-            dataset.val().sample(1),
-            Err(DatasetError::UnknownSample { id: 1, len: 1, .. })
-        ));
+        assert!(matches!(dataset.val().sample(1), Err(DatasetError::UnknownSample { id: 1, len: 1, .. })));
     }
 
     #[test]

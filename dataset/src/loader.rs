@@ -56,20 +56,14 @@ impl Loader {
     /// Starts the threads; they work until the plan ends or the loader is dropped.
     ///
     /// The plan is asked from these threads, one at a time. It may wait, for instance on a channel.
-    pub fn start(
-        options: LoaderOptions,
-        plan: impl Iterator<Item = BatchPlan> + Send + 'static,
-    ) -> Self {
+    pub fn start(options: LoaderOptions, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Self {
         let (slots, batches) = sync_channel(options.ahead.max(1));
         let stop = Arc::new(AtomicBool::new(false));
         let threads = options.threads.max(1);
         let work = Arc::new(Work {
             options,
             stop: stop.clone(),
-            feed: Mutex::new(Feed {
-                open: Some(OpenFeed { plan, slots }),
-                begun: None,
-            }),
+            feed: Mutex::new(Feed { open: Some(OpenFeed { plan, slots }), begun: None }),
         });
         for index in 0..threads {
             let work = work.clone();
@@ -150,10 +144,7 @@ struct Scratch {
 impl<P: Iterator<Item = BatchPlan>> Work<P> {
     fn run(&self) {
         let view = &self.options.view;
-        let mut scratch = Scratch {
-            image: vec![0; view.image_bytes()],
-            mask: vec![0; view.mask_bytes()],
-        };
+        let mut scratch = Scratch { image: vec![0; view.image_bytes()], mask: vec![0; view.mask_bytes()] };
         while !self.stop.load(Ordering::Relaxed)
             && let Some((assembly, index)) = self.take_sample()
         {
@@ -167,13 +158,7 @@ impl<P: Iterator<Item = BatchPlan>> Work<P> {
     }
 
     fn render(&self, id: u64, epoch: u32, scratch: &mut Scratch) -> Result<(), DatasetError> {
-        let LoaderOptions {
-            split,
-            view,
-            cache,
-            warnings,
-            ..
-        } = &self.options;
+        let LoaderOptions { split, view, cache, warnings, .. } = &self.options;
         let pair = cache.get(split.sample(id)?, warnings)?;
         view.render(&pair, epoch, id, &mut scratch.image, &mut scratch.mask);
         Ok(())
@@ -263,12 +248,8 @@ impl Assembly {
     }
 
     fn finish(&self, parts: &mut Parts) {
-        let empty = Batch {
-            key: parts.batch.key,
-            sample_ids: Vec::new(),
-            images: Vec::new(),
-            masks: Vec::new(),
-        };
+        let empty =
+            Batch { key: parts.batch.key, sample_ids: Vec::new(), images: Vec::new(), masks: Vec::new() };
         let batch = std::mem::replace(&mut parts.batch, empty);
         let result = parts.error.take().map_or(Ok(batch), |(_, error)| Err(error));
         // Nobody listens once the loader is dropped.
@@ -286,16 +267,11 @@ fn guarded<T>(
     work: impl FnOnce() -> Result<T, DatasetError>,
 ) -> Result<T, DatasetError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(DatasetError::LoaderPanicked {
-            at: at(),
-            message: panic_message(&*panic),
-        })
+        Err(DatasetError::LoaderPanicked { at: at(), message: panic_message(&*panic) })
     })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
-        .to_owned()
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }

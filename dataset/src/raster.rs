@@ -27,11 +27,7 @@ impl<const C: usize> Raster<C> {
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Self {
         assert!(width > 0 && height > 0, "an image has at least one pixel");
         assert_eq!(data.len(), width as usize * height as usize * C);
-        Self {
-            width,
-            height,
-            data,
-        }
+        Self { width, height, data }
     }
 
     /// Builds a raster from a function of (x, y).
@@ -47,9 +43,13 @@ impl<const C: usize> Raster<C> {
         (self.width, self.height)
     }
 
+    /// Row by row.
+    pub fn pixels(&self) -> &[[u8; C]] {
+        self.data.as_chunks().0
+    }
+
     pub fn pixel(&self, x: u32, y: u32) -> [u8; C] {
-        let at = (y as usize * self.width as usize + x as usize) * C;
-        std::array::from_fn(|channel| self.data[at + channel])
+        self.pixels()[y as usize * self.width as usize + x as usize]
     }
 }
 

@@ -43,23 +43,23 @@ pub fn bilinear<const C: usize>(
     // Half a pixel back to the neighbour's centre; half a weight's unit on, to round the weights.
     let offset = -ONE / 2 + (1 << (FRACTION_BITS - WEIGHT_BITS - 1));
     let (width, height) = (source.width as usize, source.height as usize);
+    let pixels = source.pixels();
     let walk = Walk::new(map, side, offset);
 
     for (j, row) in rows::<C>(side, out) {
         let line = walk.line(j);
         let inside = line.inside(width - 1, height - 1, side as usize);
-        let near_border = |row: &mut [u8], columns: Range<usize>| {
+        let near_border = |row: &mut [[u8; C]], columns: Range<usize>| {
             for i in columns {
                 let (x, y) = line.at(i);
                 let [left, right] = [whole(x), whole(x) + 1].map(|x| border.index(x, width));
                 let [top, bottom] = [whole(y), whole(y) + 1].map(|y| border.index(y, height));
-                let corner = |x, y| &source.data[(y * width + x) * C..][..C];
-                blend(
+                let corner = |x, y| &pixels[y * width + x];
+                row[i] = blend(
                     [corner(left, top), corner(right, top)],
                     [corner(left, bottom), corner(right, bottom)],
                     [weight(x), weight(y)],
                     bias,
-                    &mut row[i * C..(i + 1) * C],
                 );
             }
         };
@@ -67,17 +67,12 @@ pub fn bilinear<const C: usize>(
         near_border(row, inside.end..side as usize);
 
         let (mut x, mut y) = line.at(inside.start);
-        for pixel in row[inside.start * C..inside.end * C].chunks_exact_mut(C) {
-            let at = (whole(y) as usize * width + whole(x) as usize) * C;
-            let upper = &source.data[at..][..2 * C];
-            let lower = &source.data[at + width * C..][..2 * C];
-            blend(
-                [&upper[..C], &upper[C..]],
-                [&lower[..C], &lower[C..]],
-                [weight(x), weight(y)],
-                bias,
-                pixel,
-            );
+        for pixel in &mut row[inside] {
+            let at = whole(y) as usize * width + whole(x) as usize;
+            let upper = &pixels[at..at + 2];
+            let lower = &pixels[at + width..at + width + 2];
+            let weights = [weight(x), weight(y)];
+            *pixel = blend([&upper[0], &upper[1]], [&lower[0], &lower[1]], weights, bias);
             x += line.step[0];
             y += line.step[1];
         }
@@ -90,16 +85,17 @@ pub fn bilinear<const C: usize>(
 /// If `out` is not `side * side` long.
 pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut [u8]) {
     let (width, height) = (source.width as usize, source.height as usize);
+    let pixels = source.pixels();
     let walk = Walk::new(map, side, 0);
 
     for (j, row) in rows::<1>(side, out) {
         let line = walk.line(j);
         let inside = line.inside(width, height, side as usize);
-        let near_border = |row: &mut [u8], columns: Range<usize>| {
+        let near_border = |row: &mut [[u8; 1]], columns: Range<usize>| {
             for i in columns {
                 let (x, y) = line.at(i);
                 let (x, y) = (border.index(whole(x), width), border.index(whole(y), height));
-                row[i] = source.data[y * width + x];
+                row[i] = pixels[y * width + x];
             }
         };
         near_border(row, 0..inside.start);
@@ -107,7 +103,7 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
 
         let (mut x, mut y) = line.at(inside.start);
         for class in &mut row[inside] {
-            *class = source.data[whole(y) as usize * width + whole(x) as usize];
+            *class = pixels[whole(y) as usize * width + whole(x) as usize];
             x += line.step[0];
             y += line.step[1];
         }
@@ -134,21 +130,34 @@ fn weight(value: Fixed) -> i32 {
     (value >> (FRACTION_BITS - WEIGHT_BITS)) as i32 & ((1 << WEIGHT_BITS) - 1)
 }
 
+/// The four neighbours of one place, weighted; the weights' products sum to `UNIT * UNIT`.
 #[inline(always)]
-fn blend(upper: [&[u8]; 2], lower: [&[u8]; 2], [wx, wy]: [i32; 2], bias: i32, out: &mut [u8]) {
+fn blend<const C: usize>(
+    upper: [&[u8; C]; 2],
+    lower: [&[u8; C]; 2],
+    [wx, wy]: [i32; 2],
+    bias: i32,
+) -> [u8; C] {
+    // The four neighbours' weights, which sum to `UNIT * UNIT`.
     const UNIT: i32 = 1 << WEIGHT_BITS;
-    let mix = |[left, right]: [&[u8]; 2], channel: usize| {
-        i32::from(left[channel]) * (UNIT - wx) + i32::from(right[channel]) * wx
-    };
-    for (channel, out) in out.iter_mut().enumerate() {
-        let sum = mix(upper, channel) * (UNIT - wy) + mix(lower, channel) * wy;
-        *out = ((sum + bias) >> (2 * WEIGHT_BITS)) as u8;
-    }
+    let both = wx * wy;
+    let (right, down) = (wx * UNIT - both, wy * UNIT - both);
+    let neither = UNIT * UNIT - both - right - down;
+    std::array::from_fn(|channel| {
+        let value = |neighbour: &[u8; C]| i32::from(neighbour[channel]);
+        let sum = value(upper[0]) * neither
+            + value(upper[1]) * right
+            + value(lower[0]) * down
+            + value(lower[1]) * both;
+        ((sum + bias) >> (2 * WEIGHT_BITS)) as u8
+    })
 }
 
-fn rows<const C: usize>(side: u32, out: &mut [u8]) -> impl Iterator<Item = (u32, &mut [u8])> {
+/// The output's rows, numbered.
+fn rows<const C: usize>(side: u32, out: &mut [u8]) -> impl Iterator<Item = (u32, &mut [[u8; C]])> {
     assert_eq!(out.len(), side as usize * side as usize * C);
-    (0..).zip(out.chunks_exact_mut((side as usize * C).max(1)))
+    let (pixels, _) = out.as_chunks_mut::<C>();
+    (0..).zip(pixels.chunks_exact_mut(side.max(1) as usize))
 }
 
 impl Border {
@@ -184,20 +193,12 @@ struct Line {
 impl<'a> Walk<'a> {
     fn new(map: &'a Affine, side: u32, offset: Fixed) -> Self {
         let pixel = 1.0 / f64::from(side);
-        Self {
-            map,
-            pixel,
-            offset,
-            step: map.along_u.map(|along| fixed(along * pixel)),
-        }
+        Self { map, pixel, offset, step: map.along_u.map(|along| fixed(along * pixel)) }
     }
 
     fn line(&self, j: u32) -> Line {
         let start = self.map.at(0.5 * self.pixel, (f64::from(j) + 0.5) * self.pixel);
-        Line {
-            start: start.map(|start| fixed(start) + self.offset),
-            step: self.step,
-        }
+        Line { start: start.map(|start| fixed(start) + self.offset), step: self.step }
     }
 }
 

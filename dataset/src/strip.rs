@@ -134,11 +134,8 @@ mod tests {
 
     #[test]
     fn a_row_shows_the_image_and_both_masks() {
-        let row = StripRow {
-            image: vec![7; 64 * 64 * 3],
-            truth: vec![0; 32 * 32],
-            predicted: vec![1; 32 * 32],
-        };
+        let row =
+            StripRow { image: vec![7; 64 * 64 * 3], truth: vec![0; 32 * 32], predicted: vec![1; 32 * 32] };
         let png = image::load_from_memory(&render(&[row.clone(), row], 64)).unwrap().into_rgb8();
         assert_eq!(png.width(), 3 * 128 + 4 * GUTTER);
         let shown = [64, 200, 330].map(|x| png.get_pixel(x, png.height() - 50).0);

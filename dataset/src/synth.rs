@@ -34,12 +34,7 @@ pub struct SynthOptions {
 
 impl Default for SynthOptions {
     fn default() -> Self {
-        Self {
-            train: 400,
-            val: 100,
-            seed: 44,
-            sides: [128, 256],
-        }
+        Self { train: 400, val: 100, seed: 44, sides: [128, 256] }
     }
 }
 
@@ -111,11 +106,7 @@ const BREEDS: [Breed; 8] = [
 ];
 
 const fn breed(name: &'static str, species: Species, number: usize) -> Breed {
-    Breed {
-        name,
-        species,
-        number,
-    }
+    Breed { name, species, number }
 }
 
 impl Pet {
@@ -123,11 +114,7 @@ impl Pet {
     fn numbered(index: usize) -> Self {
         let class = index % BREEDS.len();
         let breed = &BREEDS[class];
-        Self {
-            name: format!("{}_{}", breed.name, index / BREEDS.len() + 1),
-            breed,
-            class: class + 1,
-        }
+        Self { name: format!("{}_{}", breed.name, index / BREEDS.len() + 1), breed, class: class + 1 }
     }
 }
 
@@ -140,11 +127,7 @@ enum Encoding {
 impl Encoding {
     fn random(rng: &mut ChaCha8Rng) -> Self {
         let quality = rng.random_range(75..=95);
-        if rng.random_bool(0.05) {
-            Self::Png
-        } else {
-            Self::Jpeg { quality }
-        }
+        if rng.random_bool(0.05) { Self::Png } else { Self::Jpeg { quality } }
     }
 }
 
@@ -174,24 +157,14 @@ fn random_size(rng: &mut ChaCha8Rng, sides: [u32; 2]) -> (u32, u32) {
     let [low, high] = [low.min(high), low.max(high)];
     let long = rng.random_range(low + (high - low) / 2..=high);
     let short = ((f64::from(long) * rng.random_range(0.66..1.0)) as u32).max(low);
-    if rng.random_bool(0.7) {
-        (long, short)
-    } else {
-        (short, long)
-    }
+    if rng.random_bool(0.7) { (long, short) } else { (short, long) }
 }
 
-fn write_pair(
-    root: &Path,
-    name: &str,
-    drawing: Drawing,
-    encoding: Encoding,
-) -> Result<(), DatasetError> {
+fn write_pair(root: &Path, name: &str, drawing: Drawing, encoding: Encoding) -> Result<(), DatasetError> {
     let (width, height) = drawing.picture.size();
-    let picture = RgbImage::from_raw(width, height, drawing.picture.data)
-        .expect("a picture has width x height pixels");
-    let trimap = GrayImage::from_raw(width, height, drawing.trimap)
-        .expect("a trimap has its picture's size");
+    let picture =
+        RgbImage::from_raw(width, height, drawing.picture.data).expect("a picture has width x height pixels");
+    let trimap = GrayImage::from_raw(width, height, drawing.trimap).expect("a trimap has its picture's size");
 
     let mut bytes = Cursor::new(Vec::new());
     let (extension, encoded) = match encoding {

@@ -48,14 +48,7 @@ impl View {
     ///
     /// # Panics
     /// If a buffer is not of that length.
-    pub fn render(
-        &self,
-        pair: &Pair,
-        epoch: u32,
-        sample_id: u64,
-        image: &mut [u8],
-        mask: &mut [u8],
-    ) {
+    pub fn render(&self, pair: &Pair, epoch: u32, sample_id: u64, image: &mut [u8], mask: &mut [u8]) {
         let size = pair.picture.size();
         let (map, border) = match &self.transform {
             Transform::Augment(options) => {

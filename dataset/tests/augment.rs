@@ -1,9 +1,7 @@
 //! Image and mask go through an augmentation together.
 #![allow(clippy::unwrap_used)]
 
-use musher_dataset::{
-    AugmentOptions, Draw, Mask, MaskResize, Pair, Picture, Transform, View, stretch,
-};
+use musher_dataset::{AugmentOptions, Draw, Mask, MaskResize, Pair, Picture, Transform, View, stretch};
 use proptest::prelude::*;
 
 const SIDE: u32 = 64;
@@ -85,19 +83,13 @@ fn near_an_edge(image: &[u8], x: usize, y: usize) -> bool {
     [image[pixel], image[pixel + 1]].iter().any(|value| value.abs_diff(120) < 14)
 }
 
-const NOTHING: AugmentOptions = AugmentOptions {
-    rotate_degrees: 0.0,
-    horizontal_flip: false,
-    scale: [1.0, 1.0],
-};
+const NOTHING: AugmentOptions =
+    AugmentOptions { rotate_degrees: 0.0, horizontal_flip: false, scale: [1.0, 1.0] };
 
 #[test]
 fn without_augmentation_training_sees_what_validation_sees() {
     let pair = coordinates(150, 110);
-    let stretch_view = View {
-        transform: Transform::Stretch,
-        ..view(NOTHING)
-    };
+    let stretch_view = View { transform: Transform::Stretch, ..view(NOTHING) };
     let validation = render(&stretch_view, &pair, 3);
     assert_eq!(render(&view(NOTHING), &pair, 3), validation);
     assert_eq!(stretch(&pair.picture, SIDE), validation.0);
@@ -106,10 +98,7 @@ fn without_augmentation_training_sees_what_validation_sees() {
 #[test]
 fn a_flip_is_the_mirror_image() {
     let pair = coordinates(128, 128);
-    let flip = AugmentOptions {
-        horizontal_flip: true,
-        ..NOTHING
-    };
+    let flip = AugmentOptions { horizontal_flip: true, ..NOTHING };
     let (plain_image, plain_mask) = render(&view(NOTHING), &pair, 0);
     let id = (0..64).find(|&id| Draw::of(44, 0, id, (128, 128), &flip).mirrored).unwrap();
     let (image, mask) = render(&view(flip), &pair, id);

@@ -58,11 +58,7 @@ fn mean_gap(a: &[u8], b: &[u8]) -> f64 {
 #[test]
 fn the_content_decides_the_format() {
     let folder = Folder::new();
-    for (format, name) in [
-        (ImageFormat::Gif, "GIF"),
-        (ImageFormat::Png, "PNG"),
-        (ImageFormat::Bmp, "BMP"),
-    ] {
+    for (format, name) in [(ImageFormat::Gif, "GIF"), (ImageFormat::Png, "PNG"), (ImageFormat::Bmp, "BMP")] {
         let file = folder.write("a.jpg", encode(photo(), format));
         let (picture, warnings) = picture_and_warnings(&file);
         assert_eq!(picture.size(), SIZE);
@@ -156,7 +152,8 @@ fn masks_are_read_by_value() {
 
     let mut wrong = trimap();
     wrong.put_pixel(7, 9, Luma([4]));
-    let error = decode_mask(&folder.write("b.png", encode(wrong, ImageFormat::Png)), &mut |_| {}).unwrap_err();
+    let error =
+        decode_mask(&folder.write("b.png", encode(wrong, ImageFormat::Png)), &mut |_| {}).unwrap_err();
     assert!(matches!(error, DatasetError::MaskValue { value: 4, x: 7, y: 9, .. }));
 
     let colourful = folder.write("c.png", encode(photo(), ImageFormat::Png));
@@ -173,7 +170,10 @@ fn masks_are_read_by_value() {
 #[test]
 fn a_palette_mask_is_read_by_index_at_any_depth() {
     let folder = Folder::new();
-    for (depth, rows) in [(png::BitDepth::Two, vec![0b01_10_11_01, 0b01_00_00_00]), (png::BitDepth::Eight, vec![1, 2, 3, 1, 1])] {
+    for (depth, rows) in [
+        (png::BitDepth::Two, vec![0b01_10_11_01, 0b01_00_00_00]),
+        (png::BitDepth::Eight, vec![1, 2, 3, 1, 1]),
+    ] {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, 5, 1);
         encoder.set_color(png::ColorType::Indexed);

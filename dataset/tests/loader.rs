@@ -8,18 +8,13 @@ use std::time::Duration;
 
 use musher_dataset::synth::{self, SynthOptions};
 use musher_dataset::{
-    AugmentOptions, Batch, BatchPlan, Dataset, DatasetError, ImageCache, Loader, LoaderOptions,
-    MaskResize, Source, Split, Transform, View, Warnings,
+    AugmentOptions, Batch, BatchPlan, Dataset, DatasetError, ImageCache, Loader, LoaderOptions, MaskResize,
+    Source, Split, Transform, View, Warnings,
 };
 
 static DRAWN: LazyLock<(tempfile::TempDir, Dataset)> = LazyLock::new(|| {
     let root = tempfile::tempdir().unwrap();
-    let options = SynthOptions {
-        train: 20,
-        val: 4,
-        seed: 1,
-        sides: [64, 96],
-    };
+    let options = SynthOptions { train: 20, val: 4, seed: 1, sides: [64, 96] };
     synth::draw(root.path(), &options).unwrap();
     let dataset = open(root.path());
     (root, dataset)
@@ -88,11 +83,7 @@ fn threads_and_cache_do_not_change_a_byte() {
 #[test]
 fn a_sample_looks_the_same_in_any_batch_and_different_in_another_epoch() {
     let batch_of = |epoch, sample_ids: &[u64]| {
-        let plan = BatchPlan {
-            key: 0,
-            epoch,
-            sample_ids: sample_ids.to_vec(),
-        };
+        let plan = BatchPlan { key: 0, epoch, sample_ids: sample_ids.to_vec() };
         all(Loader::start(options(2, 0), std::iter::once(plan))).remove(0).images
     };
     let bytes = SIDE * SIDE * 3;
@@ -123,11 +114,7 @@ fn an_error_is_its_batchs_alone_and_the_first_in_order() {
     }
     options.split = Arc::new(split);
     let plans = [vec![1, 2], vec![5, 6, 4, 3], vec![2, 99], vec![1, 2]];
-    let plans = plans.into_iter().map(|sample_ids| BatchPlan {
-        key: 0,
-        epoch: 0,
-        sample_ids,
-    });
+    let plans = plans.into_iter().map(|sample_ids| BatchPlan { key: 0, epoch: 0, sample_ids });
     let mut loader = Loader::start(options, plans);
     assert!(loader.next().unwrap().is_ok());
     let error = loader.next().unwrap().unwrap_err();
@@ -150,11 +137,7 @@ fn a_panic_is_an_error_and_not_a_hang() {
     split.samples[0].mask = mask;
     shouting.split = Arc::new(split);
     shouting.warnings = Arc::new(Warnings::new(|_| panic!("no warning wanted")));
-    let plan = BatchPlan {
-        key: 0,
-        epoch: 0,
-        sample_ids: vec![0, 1],
-    };
+    let plan = BatchPlan { key: 0, epoch: 0, sample_ids: vec![0, 1] };
     let mut loader = Loader::start(shouting, std::iter::repeat_n(plan, 1));
     let error = loader.next().unwrap().unwrap_err().to_string();
     assert!(error.contains("sample 0") && error.contains("no warning wanted"), "{error}");
@@ -171,11 +154,7 @@ fn a_panic_is_an_error_and_not_a_hang() {
 fn plan_with(at: impl Fn(u64) + Send + 'static) -> impl Iterator<Item = BatchPlan> + Send + 'static {
     (0..).map(move |key| {
         at(key);
-        BatchPlan {
-            key,
-            epoch: 0,
-            sample_ids: vec![1],
-        }
+        BatchPlan { key, epoch: 0, sample_ids: vec![1] }
     })
 }
 

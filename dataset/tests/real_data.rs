@@ -8,10 +8,8 @@ use musher_dataset::{Dataset, Sample, Source, decode_pair};
 
 /// A part of Oxford-IIIT Pet: `MUSHER_PETS`, or `pets/` in `shared/` beside the workspace.
 fn pets() -> Option<Source> {
-    let root = std::env::var_os("MUSHER_PETS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/pets"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("MUSHER_PETS")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/pets"), PathBuf::from);
     if !root.is_dir() {
         println!("skipped: no data set at {}", root.display());
         return None;

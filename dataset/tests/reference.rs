@@ -46,14 +46,7 @@ impl Reference {
         let stretched = [side, 96].map(|side| (side, take(side * side * 3))).to_vec();
         let (article_train, article_val) = (take(side * side / 4), take(side * side / 4));
         assert!(bytes.next().is_none());
-        Self {
-            pair,
-            side,
-            draws,
-            stretched,
-            article_train,
-            article_val,
-        }
+        Self { pair, side, draws, stretched, article_train, article_val }
     }
 }
 
@@ -63,12 +56,7 @@ fn parse_draw(line: &str) -> Draw {
     Draw {
         turn_degrees: numbers[0],
         mirrored: numbers[1] != 0.0,
-        crop: Crop {
-            left: whole(2),
-            top: whole(3),
-            width: whole(4),
-            height: whole(5),
-        },
+        crop: Crop { left: whole(2), top: whole(3), width: whole(4), height: whole(5) },
     }
 }
 
@@ -110,12 +98,8 @@ fn article_masks_are_interpolated_and_truncated() {
     let (width, height) = reference.pair.picture.size();
     let side = reference.side;
 
-    let view = View {
-        transform: Transform::Stretch,
-        mask_resize: MaskResize::Article,
-        image_size: side,
-        seed: 0,
-    };
+    let view =
+        View { transform: Transform::Stretch, mask_resize: MaskResize::Article, image_size: side, seed: 0 };
     let mut image = vec![0; view.image_bytes()];
     let mut mask = vec![0; view.mask_bytes()];
     view.render(&reference.pair, 0, 0, &mut image, &mut mask);

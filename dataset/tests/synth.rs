@@ -9,12 +9,7 @@ use musher_dataset::check::check;
 use musher_dataset::synth::{SynthOptions, draw};
 use musher_dataset::{Dataset, DatasetError, Pair, Source, decode_pair};
 
-const OPTIONS: SynthOptions = SynthOptions {
-    train: 30,
-    val: 10,
-    seed: 5,
-    sides: [80, 120],
-};
+const OPTIONS: SynthOptions = SynthOptions { train: 30, val: 10, seed: 5, sides: [80, 120] };
 
 fn source(root: &Path) -> Source {
     Source {
@@ -91,11 +86,7 @@ fn a_band_runs_along_the_whole_contour() {
 #[test]
 fn colour_alone_does_not_find_the_figures() {
     let root = tempfile::tempdir().unwrap();
-    let options = SynthOptions {
-        train: 80,
-        val: 30,
-        ..OPTIONS
-    };
+    let options = SynthOptions { train: 80, val: 30, ..OPTIONS };
     draw(root.path(), &options).unwrap();
     let pairs = pairs(root.path());
     let (train, val) = pairs.split_at(80);

@@ -1,0 +1,10 @@
+//! Musher's worker: one process, one device, one replica. It trains its shard, sums gradients with its
+//! peers, and does what the coordinator decides.
+
+pub mod cli;
+mod connection;
+pub mod session;
+mod shell;
+pub mod train;
+mod trainer;
+mod transfer;

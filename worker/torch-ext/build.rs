@@ -13,7 +13,8 @@ use std::path::Path;
 fn main() {
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports the folder of libtorch");
     let root = Path::new(&lib).parent().expect("libtorch's libraries lie in its folder `lib`");
-    let include = env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
+    let include =
+        env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
 
     println!("cargo::rerun-if-changed=src/shim.cpp");
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");

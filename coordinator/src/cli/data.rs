@@ -65,9 +65,15 @@ impl Check {
 
 impl Synth {
     fn run(self) -> Result<Exit, Failure> {
-        let options = SynthOptions { train: self.train, val: self.val, seed: self.seed, ..SynthOptions::default() };
+        let options =
+            SynthOptions { train: self.train, val: self.val, seed: self.seed, ..SynthOptions::default() };
         synth::draw(&self.dir, &options).map_err(usage)?;
-        println!("drew {} training and {} validation samples in {}", self.train, self.val, self.dir.display());
+        println!(
+            "drew {} training and {} validation samples in {}",
+            self.train,
+            self.val,
+            self.dir.display()
+        );
         Ok(Exit::Finished)
     }
 }

@@ -19,7 +19,9 @@ impl Launch {
         let mut job = run::load_job(&self.job)?;
         let count = self.workers.unwrap_or(job.cluster.workers.max(1));
         if count == 0 {
-            return Err(usage(anyhow!("--workers must be at least 1; `musher serve` runs a coordinator alone")));
+            return Err(usage(anyhow!(
+                "--workers must be at least 1; `musher serve` runs a coordinator alone"
+            )));
         }
         job.cluster.workers = count;
         job.validate().map_err(usage)?;
@@ -30,7 +32,8 @@ impl Launch {
         let program = workers::find_program().map_err(usage)?;
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job).await?;
-            let team = workers::LocalWorkers::start(&program, prepared.address(), count, self.job.log_format)?;
+            let team =
+                workers::LocalWorkers::start(&program, prepared.address(), count, self.job.log_format)?;
             let stopper = team.stopper();
             let exit = prepared.run(|handle| team.watch(handle)).await;
             stopper.finish().await;

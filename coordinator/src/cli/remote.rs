@@ -46,11 +46,11 @@ impl Stop {
 
 async fn connect(url: &str) -> anyhow::Result<ControlClient<Channel>> {
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let endpoint = Endpoint::new(url.clone()).with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
-    let channel = endpoint
-        .connect()
-        .await
-        .with_context(|| format!("no coordinator answers at {url}: is the run going on, and the address right?"))?;
+    let endpoint = Endpoint::new(url.clone())
+        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
+    let channel = endpoint.connect().await.with_context(|| {
+        format!("no coordinator answers at {url}: is the run going on, and the address right?")
+    })?;
     Ok(ControlClient::new(channel))
 }
 
@@ -98,7 +98,12 @@ fn as_text(status: &StatusReply) -> String {
     if let (Some(epoch), Some(value)) = (status.best_epoch, status.best_value) {
         text += &format!("best so far: epoch {epoch}, {value:.4}\n");
     }
-    text += &format!("generation {}, term {}, {} workers\n", status.generation, status.term, status.workers.len());
+    text += &format!(
+        "generation {}, term {}, {} workers\n",
+        status.generation,
+        status.term,
+        status.workers.len()
+    );
     for worker in &status.workers {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
         text += &format!(

@@ -19,7 +19,9 @@ use crate::{
 
 pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
     let name = args.job.display().to_string();
-    let text = fs::read_to_string(&args.job).with_context(|| format!("cannot read the job file {name}")).map_err(usage)?;
+    let text = fs::read_to_string(&args.job)
+        .with_context(|| format!("cannot read the job file {name}"))
+        .map_err(usage)?;
     job::load(&text, &name, &args.overrides).map_err(usage)
 }
 
@@ -36,11 +38,15 @@ pub(super) async fn prepare(args: &JobArgs, job: JobConfig) -> Result<Prepared, 
     let listener = TcpListener::bind(job.server.grpc)
         .await
         .with_context(|| {
-            format!("cannot listen on {}: give another address with --set server.grpc=HOST:PORT, port 0 for any", job.server.grpc)
+            format!(
+                "cannot listen on {}: give another address with --set server.grpc=HOST:PORT, port 0 for any",
+                job.server.grpc
+            )
         })
         .map_err(usage)?;
     let address = listener.local_addr()?;
-    let run_dir = RunDir::open(&args.run_dir.clone().unwrap_or_else(|| job.run_dir()), args.resume).map_err(usage)?;
+    let run_dir =
+        RunDir::open(&args.run_dir.clone().unwrap_or_else(|| job.run_dir()), args.resume).map_err(usage)?;
     let console = telemetry::init(TelemetryOptions {
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),

@@ -17,6 +17,7 @@ impl Serve {
             print!("{}", job.to_toml());
             return Ok(Exit::Finished);
         }
-        runtime()?.block_on(async { run::prepare(&self.job, job).await?.run(|_| std::future::ready(())).await })
+        runtime()?
+            .block_on(async { run::prepare(&self.job, job).await?.run(|_| std::future::ready(())).await })
     }
 }

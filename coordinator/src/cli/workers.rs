@@ -1,6 +1,12 @@
 //! The worker processes that `musher launch` starts and watches.
 
-use std::{env, net::SocketAddr, path::{Path, PathBuf}, process::{ExitStatus, Stdio}, time::Duration};
+use std::{
+    env,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use tokio::{
@@ -24,10 +30,9 @@ pub(super) fn find_program() -> anyhow::Result<PathBuf> {
     let on_path = env::var_os("PATH")
         .into_iter()
         .flat_map(|path| env::split_paths(&path).map(|dir| dir.join(PROGRAM)).collect::<Vec<_>>());
-    std::iter::once(beside.clone())
-        .chain(on_path)
-        .find(|program| program.is_file())
-        .ok_or_else(|| anyhow!("{PROGRAM} is neither at {} nor on the PATH: install it beside musher", beside.display()))
+    std::iter::once(beside.clone()).chain(on_path).find(|program| program.is_file()).ok_or_else(|| {
+        anyhow!("{PROGRAM} is neither at {} nor on the PATH: install it beside musher", beside.display())
+    })
 }
 
 pub(super) struct LocalWorkers {
@@ -38,7 +43,12 @@ pub(super) struct LocalWorkers {
 }
 
 impl LocalWorkers {
-    pub fn start(program: &Path, coordinator: SocketAddr, count: u32, format: Option<Format>) -> anyhow::Result<Self> {
+    pub fn start(
+        program: &Path,
+        coordinator: SocketAddr,
+        count: u32,
+        format: Option<Format>,
+    ) -> anyhow::Result<Self> {
         let (kill, killed) = watch::channel(false);
         let (gone, all_gone) = mpsc::channel(1);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -53,7 +63,13 @@ impl LocalWorkers {
                 .stdin(Stdio::null())
                 .kill_on_drop(true);
             if let Some(format) = format {
-                command.args(["--log-format", match format { Format::Json => "json", Format::Pretty => "pretty" }]);
+                command.args([
+                    "--log-format",
+                    match format {
+                        Format::Json => "json",
+                        Format::Pretty => "pretty",
+                    },
+                ]);
             }
             // A Ctrl-C reaches this process alone, which then ends the run in order.
             command.process_group(0);

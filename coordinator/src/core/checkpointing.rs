@@ -69,6 +69,11 @@ impl OpenCheckpoint {
         &self.commit.checkpoint
     }
 
+    /// Whether the part is of an earlier attempt at this checkpoint, before the team was formed anew.
+    pub fn is_outdated(&self, header: &PartHeader) -> bool {
+        header.lineage < self.commit.position.lineage
+    }
+
     /// Takes note of a stored part; `Ok(true)` when it was the last.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, WorkerId},
-    message::{Fenced, FromWorker, Hello, PartHeader, ToWorker},
+    message::{Fenced, Finish, FromWorker, Hello, PartHeader, ToWorker},
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,19 +17,43 @@ pub type Time = Duration;
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A worker's stream began with `hello`.
-    SessionOpened { session: Session, hello: Hello },
-    MessageReceived { session: Session, message: Fenced<FromWorker> },
+    SessionOpened {
+        session: Session,
+        hello: Hello,
+    },
+    MessageReceived {
+        session: Session,
+        message: Fenced<FromWorker>,
+    },
     /// The stream ended, for the reason given.
-    SessionClosed { session: Session, reason: String },
+    SessionClosed {
+        session: Session,
+        reason: String,
+    },
     /// A part of the open checkpoint is in the store, its length and digest verified.
-    PartStored { header: PartHeader },
-    CheckpointCommitted { checkpoint: CheckpointId, bytes: u64 },
+    PartStored {
+        header: PartHeader,
+    },
+    /// A part of a checkpoint could not be taken, or its upload broke off.
+    PartFailed {
+        header: PartHeader,
+        reason: String,
+    },
+    CheckpointCommitted {
+        checkpoint: CheckpointId,
+        bytes: u64,
+    },
     /// Nothing of the checkpoint is visible; those before it stand.
-    CheckpointFailed { checkpoint: CheckpointId, reason: String },
+    CheckpointFailed {
+        checkpoint: CheckpointId,
+        reason: String,
+    },
     /// Somebody wants the run to end so that it can be resumed.
     StopRequested,
     /// No worker is left and none will come.
-    TeamLost { reason: String },
+    TeamLost {
+        reason: String,
+    },
     /// A deadline that `next_deadline` named has come.
     TimePassed,
 }
@@ -38,15 +62,31 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     Persist(Fences),
-    Send { session: Session, message: Fenced<ToWorker> },
+    Send {
+        session: Session,
+        message: Fenced<ToWorker>,
+    },
     /// End the stream once what was sent before is out.
-    CloseSession { session: Session },
-    /// Open a checkpoint for the parts that will be uploaded.
-    OpenCheckpoint { checkpoint: CheckpointId, state_bytes: u64 },
+    CloseSession {
+        session: Session,
+    },
+    /// Open a checkpoint for the parts of this lineage that will be uploaded. One that was abandoned
+    /// may be taken again under its name, in a later lineage.
+    OpenCheckpoint {
+        checkpoint: CheckpointId,
+        lineage: Generation,
+        state_bytes: u64,
+    },
     /// All parts are stored: write the manifest, make it visible, prune older ones.
     CommitCheckpoint(Box<Commit>),
-    AbandonCheckpoint { checkpoint: CheckpointId },
-    WriteSamples { epoch: Epoch, png: Vec<u8>, best: bool },
+    AbandonCheckpoint {
+        checkpoint: CheckpointId,
+    },
+    WriteSamples {
+        epoch: Epoch,
+        png: Vec<u8>,
+        best: bool,
+    },
     Emit(RunEvent),
     /// The run is over and the workers know it.
     End(Outcome),
@@ -121,7 +161,20 @@ pub enum Status {
     Finished(Stopped),
     /// On request; can be resumed.
     Stopped,
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
+}
+
+impl Status {
+    /// What the workers are told.
+    pub fn goodbye(&self) -> Finish {
+        match self {
+            Status::Finished(_) => Finish::Finished,
+            Status::Stopped => Finish::Stopped,
+            Status::Failed { reason } => Finish::Failed { reason: reason.clone() },
+        }
+    }
 }
 
 /// Why a finished run did not go on.
@@ -134,24 +187,92 @@ pub enum Stopped {
 /// What happened, for people and their tools: the names and fields of `events.jsonl`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEvent {
-    RunStarted { term: Term, resumed_from: Option<CheckpointId> },
-    WaitingForWorkers { joined: u32, wanted: u32 },
-    WorkerJoined { worker: WorkerId, host: String, device: String },
-    WorkerRefused { worker: WorkerId, reason: String },
-    WorkerLeft { worker: WorkerId, rank: Option<Rank>, reason: String },
-    GenerationFormed { generation: Generation, world_size: u32, donor: WorkerId, applied: Step, elapsed: Duration },
-    GenerationAborted { generation: Generation, reason: String },
-    EpochStarted { generation: Generation, epoch: Epoch, step: Step, samples: u64 },
+    RunStarted {
+        term: Term,
+        resumed_from: Option<CheckpointId>,
+    },
+    WaitingForWorkers {
+        joined: u32,
+        wanted: u32,
+    },
+    WorkerJoined {
+        worker: WorkerId,
+        host: String,
+        device: String,
+    },
+    WorkerRefused {
+        worker: WorkerId,
+        reason: String,
+    },
+    WorkerLeft {
+        worker: WorkerId,
+        rank: Option<Rank>,
+        reason: String,
+    },
+    GenerationFormed {
+        generation: Generation,
+        world_size: u32,
+        donor: WorkerId,
+        applied: Step,
+        elapsed: Duration,
+    },
+    GenerationAborted {
+        generation: Generation,
+        reason: String,
+    },
+    EpochStarted {
+        generation: Generation,
+        epoch: Epoch,
+        step: Step,
+        samples: u64,
+    },
     Progress(ProgressReport),
-    StepSkipped { generation: Generation, epoch: Epoch, step: Step, in_epoch: u64 },
-    EpochFinished { epoch: Epoch, step: Step, samples: u64, train_loss: f64, images_per_second: f64, state_digest: u64 },
-    Validated { epoch: Epoch, step: Step, scores: Scores },
-    CheckpointCommitted { checkpoint: CheckpointId, epoch: Epoch, step: Step, bytes: u64, elapsed: Duration, stall_ms: f64 },
-    CheckpointFailed { checkpoint: CheckpointId, reason: String },
-    DataWarning { worker: WorkerId, file: String, problem: String },
-    EarlyStopped { epoch: Epoch, best_epoch: Epoch },
-    RunFinished { outcome: Outcome },
-    RunFailed { reason: String },
+    StepSkipped {
+        generation: Generation,
+        epoch: Epoch,
+        step: Step,
+        in_epoch: u64,
+    },
+    EpochFinished {
+        epoch: Epoch,
+        step: Step,
+        samples: u64,
+        train_loss: f64,
+        images_per_second: f64,
+        state_digest: u64,
+    },
+    Validated {
+        epoch: Epoch,
+        step: Step,
+        scores: Scores,
+    },
+    CheckpointCommitted {
+        checkpoint: CheckpointId,
+        epoch: Epoch,
+        step: Step,
+        bytes: u64,
+        elapsed: Duration,
+        stall_ms: f64,
+    },
+    CheckpointFailed {
+        checkpoint: CheckpointId,
+        reason: String,
+    },
+    DataWarning {
+        worker: WorkerId,
+        file: String,
+        problem: String,
+    },
+    EarlyStopped {
+        epoch: Epoch,
+        best_epoch: Epoch,
+    },
+    RunFinished {
+        outcome: Outcome,
+    },
+    RunFailed {
+        reason: String,
+    },
 }
 
 /// The team's progress, about once a second.

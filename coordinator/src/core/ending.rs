@@ -1,10 +1,11 @@
 //! How a run ends: finished, stopped on request, or failed with a sentence.
 
-use musher_proto::message::{Finish, ToWorker};
+use musher_proto::message::ToWorker;
 
 use super::{
-    Core, Phase, seconds,
+    Core, Phase,
     effects::{Action, Outcome, RunEvent, Status, Time},
+    seconds,
 };
 
 impl Core {
@@ -15,9 +16,18 @@ impl Core {
         }
         match self.phase {
             Phase::Training { .. } => self.send_team(&ToWorker::Pause, out),
-            // Nothing is lost: what was applied last is in the newest checkpoint, or there is nothing.
-            Phase::Gathering(_) | Phase::Forming { .. } => self.finish(Status::Stopped, now, out),
-            Phase::Validating { .. } | Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => {}
+            // A state that only workers hold is saved once its team is formed.
+            Phase::Forming { .. } if self.newest_held().is_none() => self.finish(Status::Stopped, now, out),
+            Phase::Storing { .. } => {
+                if let Some(owed) = &mut self.owed {
+                    owed.then.get_or_insert(Status::Stopped);
+                }
+            }
+            Phase::Gathering(_)
+            | Phase::Forming { .. }
+            | Phase::Validating { .. }
+            | Phase::Lingering { .. }
+            | Phase::Ended => {}
         }
     }
 
@@ -32,13 +42,8 @@ impl Core {
         if let Some(open) = self.checkpoint.take() {
             out.push(Action::AbandonCheckpoint { checkpoint: open.commit.checkpoint });
         }
-        let goodbye = match &status {
-            Status::Finished(_) => Finish::Finished,
-            Status::Stopped => Finish::Stopped,
-            Status::Failed { reason } => Finish::Failed { reason: reason.clone() },
-        };
         for &session in self.peers.keys() {
-            self.send(session, ToWorker::Finish(goodbye.clone()), out);
+            self.send(session, ToWorker::Finish(status.goodbye()), out);
         }
         let outcome = self.outcome(status);
         out.push(Action::Emit(match &outcome.status {

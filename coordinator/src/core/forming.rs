@@ -9,9 +9,10 @@ use musher_proto::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Core, Gathering, Phase, seconds,
-    effects::{Action, RunEvent, Time},
+    Core, Gathering, Phase,
+    effects::{Action, RunEvent, Status, Time},
     roster::{Replies, Team},
+    seconds,
 };
 
 /// A team that fails so often in a row without a step between is not going to succeed.
@@ -28,12 +29,22 @@ impl Core {
             }
             return;
         }
+        if self.awaits_commit() {
+            return;
+        }
+        let pooled = gathering.pooled;
+        if self.stop_requested {
+            return match self.newest_held() {
+                Some(_) => self.form(pooled, now, out),
+                None => self.finish(Status::Stopped, now, out),
+            };
+        }
         let joined = self.joined_count();
         let cluster = &self.job.cluster;
         let complete = gathering.wanted > 0 && joined >= gathering.wanted;
         if complete || (due && joined >= cluster.min_workers) {
-            self.form(now, out);
-        } else if due && gathering.first {
+            self.form(pooled, now, out);
+        } else if gathering.give_up.is_some_and(|at| now >= at) {
             let wanted = gathering.wanted.max(cluster.min_workers);
             let reason = format!(
                 "{joined} of {wanted} workers joined within {} s (cluster.start_timeout_s): look at the workers' logs, \
@@ -44,9 +55,33 @@ impl Core {
         }
     }
 
-    /// Whether the end of the wait changes anything; below `min_workers` the run simply waits on.
-    pub(super) fn gathering_has_a_deadline(&self, gathering: &Gathering) -> bool {
-        gathering.first || !gathering.awaiting.is_empty() || self.joined_count() >= self.job.cluster.min_workers
+    /// When the wait's end changes anything; below `min_workers` a run that once trained waits on.
+    pub(super) fn gathering_deadline(&self, gathering: &Gathering) -> Option<Time> {
+        if !gathering.awaiting.is_empty() {
+            return Some(gathering.until);
+        }
+        match self.joined_count() >= self.job.cluster.min_workers {
+            _ if self.awaits_commit() => None,
+            true => Some(gathering.until),
+            false => gathering.give_up,
+        }
+    }
+
+    /// A checkpoint that is being committed is about to be the newest: a team that nobody in holds the
+    /// lineage's state starts from that one, not from the one before.
+    fn awaits_commit(&self) -> bool {
+        self.newest_held().is_none() && self.checkpoint.as_ref().is_some_and(|open| open.committing)
+    }
+
+    /// The most advanced state that a worker holds and may hand on.
+    ///
+    /// Eligible states are all of one history, so steps count before lineage: a generation that only
+    /// synced, from a checkpoint, has a newer name for an older state.
+    pub(super) fn newest_held(&self) -> Option<ReplicaLabel> {
+        self.peers
+            .values()
+            .filter_map(|peer| self.eligible(peer.held()))
+            .max_by_key(|held| (held.applied, held.lineage))
     }
 
     fn joined_count(&self) -> u32 {
@@ -61,7 +96,8 @@ impl Core {
         }
     }
 
-    fn form(&mut self, now: Time, out: &mut Vec<Action>) {
+    /// `pooled`: equal labels mean equal states, so nothing needs to be sent to those who hold the donor's.
+    fn form(&mut self, pooled: bool, now: Time, out: &mut Vec<Action>) {
         let generation = self.newest_generation().next();
         let mut joined: Vec<(Session, Option<ReplicaLabel>)> = self
             .peers
@@ -72,14 +108,14 @@ impl Core {
         // By name, so that a team of the same workers has the same ranks whoever was first.
         joined.sort_by_key(|(session, _)| self.peers.get(session).map(|peer| peer.worker().clone()));
 
-        let best = joined.iter().filter_map(|(_, held)| *held).max();
+        let best = self.newest_held();
         let donor = joined.iter().position(|(_, held)| best.is_some() && *held == best).unwrap_or(0);
         let start = match (best, &self.durable) {
             (Some(_), _) => Start::Held,
-            (None, Some((checkpoint, _))) => Start::Checkpoint(checkpoint.clone()),
+            (None, Some(durable)) => Start::Checkpoint(durable.checkpoint.clone()),
             (None, None) => Start::Seeded,
         };
-        let broadcast = best.is_none() || joined.iter().any(|(_, held)| *held != best);
+        let broadcast = !pooled || best.is_none() || joined.iter().any(|(_, held)| *held != best);
 
         let team = Team::new(generation, joined.iter().map(|(session, _)| *session).collect());
         let roster: Vec<Member> = team
@@ -94,16 +130,10 @@ impl Core {
         out.push(Action::Persist(self.fences));
         let secret = self.secret(generation);
         let synced = Replies::expected_from(&team);
-        self.phase = Phase::Forming { team: team.clone(), synced, since: now };
+        let donor = Rank(donor as u32);
+        self.phase = Phase::Forming { team: team.clone(), donor, synced, since: now };
         for (rank, session) in team.members() {
-            let form = Form {
-                rank,
-                roster: roster.clone(),
-                secret,
-                donor: Rank(donor as u32),
-                broadcast,
-                start: start.clone(),
-            };
+            let form = Form { rank, roster: roster.clone(), secret, donor, broadcast, start: start.clone() };
             self.send(session, ToWorker::Form(form), out);
         }
     }
@@ -128,52 +158,75 @@ impl Core {
     }
 
     pub(super) fn synced(&mut self, session: Session, synced: Synced, now: Time, out: &mut Vec<Action>) {
-        let Phase::Forming { team, synced: replies, since } = &mut self.phase else { return };
+        let Phase::Forming { team, donor, synced: replies, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         replies.take(rank, synced);
         let Some(all) = replies.complete() else { return };
-        let donor = *all[0];
-        if let Some(odd) = all.iter().position(|s| (s.state_digest, s.state_bytes) != (donor.state_digest, donor.state_bytes)) {
+        let first = *all[0];
+        if let Some(odd) = all
+            .iter()
+            .position(|s| (s.state_digest, s.state_bytes) != (first.state_digest, first.state_bytes))
+        {
             let reason = format!("after the sync rank {odd} holds another state than rank 0");
             return self.abort(reason, now, out);
         }
-        let (team, since) = (team.clone(), *since);
+        let (team, donor, since) = (team.clone(), *donor, *since);
         let generation = team.generation;
-        let first = team.members().next().and_then(|(_, session)| self.peers.get(&session));
+        let donor = team.session_of(donor).and_then(|session| self.peers.get(&session));
         out.push(Action::Emit(RunEvent::GenerationFormed {
             generation,
             world_size: team.world(),
-            donor: first.map(|peer| peer.worker().clone()).unwrap_or_else(|| "none".into()),
-            applied: donor.held.applied,
+            donor: donor.map(|peer| peer.worker().clone()).unwrap_or_else(|| "none".into()),
+            applied: first.held.applied,
             elapsed: now.saturating_sub(since),
         }));
         self.fences.lineage = generation;
         out.push(Action::Persist(self.fences));
-        self.resume_work(team, donor, now, out);
+        self.resume_work(team, first, now, out);
     }
 
     /// The generation can't go on. Survivors drop the step in flight and say what they hold.
     pub(super) fn abort(&mut self, reason: String, now: Time, out: &mut Vec<Action>) {
         let Some(team) = self.team().cloned() else { return };
-        out.push(Action::Emit(RunEvent::GenerationAborted { generation: team.generation, reason: reason.clone() }));
+        out.push(Action::Emit(RunEvent::GenerationAborted {
+            generation: team.generation,
+            reason: reason.clone(),
+        }));
         let awaiting: BTreeSet<Session> =
             team.members().map(|(_, session)| session).filter(|s| self.peers.contains_key(s)).collect();
         for &session in &awaiting {
             self.send(session, ToWorker::Abort { reason: reason.clone() }, out);
         }
+        let patience = match awaiting.is_empty() {
+            true => self.job.cluster.regroup_window_s,
+            false => self.job.cluster.step_timeout_s,
+        };
         self.phase = Phase::Gathering(Gathering {
             awaiting,
-            until: now + seconds(self.job.cluster.step_timeout_s),
+            until: now + seconds(patience),
             wanted: team.world(),
-            first: false,
+            give_up: None,
+            pooled: false,
         });
         self.barren += 1;
-        if self.barren > BARREN_LIMIT {
-            self.fail(format!("{BARREN_LIMIT} generations in a row ended without a step, the last because {reason}"), now, out);
+        if self.barren >= BARREN_LIMIT {
+            self.fail(
+                format!(
+                    "{BARREN_LIMIT} generations in a row ended without a step, the last because {reason}"
+                ),
+                now,
+                out,
+            );
         }
     }
 
-    pub(super) fn interrupted(&mut self, session: Session, report: Interrupted, now: Time, out: &mut Vec<Action>) {
+    pub(super) fn interrupted(
+        &mut self,
+        session: Session,
+        report: Interrupted,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         let Some(peer) = self.peers.get_mut(&session) else { return };
         let worker = peer.worker().clone();
         if let Some(join) = &mut peer.join {
@@ -182,9 +235,13 @@ impl Core {
         if let Some(rank) = self.team().and_then(|team| team.rank_of(session)) {
             self.abort(format!("worker {worker} (rank {rank}) lost its peers: {}", report.reason), now, out);
         }
+        self.settled(session, now, out);
+    }
+
+    /// A former member has said what it holds, or is gone. After the last, others have a while to come.
+    pub(super) fn settled(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
         let Phase::Gathering(gathering) = &mut self.phase else { return };
-        gathering.awaiting.remove(&session);
-        if gathering.awaiting.is_empty() && !gathering.first {
+        if gathering.awaiting.remove(&session) && gathering.awaiting.is_empty() {
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
             let (joined, wanted) = (self.joined_count(), self.job.cluster.min_workers);
             if joined < wanted {

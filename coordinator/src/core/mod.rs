@@ -16,16 +16,21 @@ mod training;
 #[cfg(test)]
 mod tests;
 
-use std::{mem, time::Duration};
+use std::{collections::BTreeSet, mem, time::Duration};
 
 use musher_proto::{
-    ids::{CheckpointId, Session, Step},
+    ids::{CheckpointId, Epoch, Generation, Rank, Session, Step},
     job::JobConfig,
-    message::{DataFacts, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, ToWorker, Train, Validated, Welcome},
+    message::{
+        DataFacts, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker, Train,
+        Validated, Welcome,
+    },
 };
 
 use checkpointing::OpenCheckpoint;
-pub use effects::{Action, Commit, Event, Fences, Outcome, Position, RunEvent, RunProgress, Status, Stopped, Time};
+pub use effects::{
+    Action, Commit, Event, Fences, Outcome, Position, RunEvent, RunProgress, Status, Stopped, Time,
+};
 use roster::{Peer, Peers, Replies, Team};
 pub use status::{PeerStatus, RunStatus};
 
@@ -65,9 +70,9 @@ pub struct Core {
     phase: Phase,
     progress: RunProgress,
     /// Where a team starts that no holder of the lineage's state is in.
-    durable: Option<(CheckpointId, Position)>,
-    /// The last stopping point whose epoch was announced as finished.
-    announced: Option<musher_proto::ids::Epoch>,
+    durable: Option<Durable>,
+    /// The last epoch that was announced as finished.
+    announced: Epoch,
     checkpoint: Option<OpenCheckpoint>,
     /// Decided on, and waiting for the one before it or for its own end. A team that breaks meanwhile
     /// takes it again.
@@ -93,26 +98,57 @@ enum Phase {
     /// Waiting for workers to form the next generation from.
     Gathering(Gathering),
     /// The members connect to each other and take the donor's state.
-    Forming { team: Team, synced: Replies<musher_proto::message::Synced>, since: Time },
-    Training { team: Team, state_bytes: u64, train: Train, finished: Replies<SegmentFinished>, since: Time },
-    Validating { team: Team, stop: StoppingPoint, validated: Replies<Validated> },
+    Forming {
+        team: Team,
+        donor: Rank,
+        synced: Replies<Synced>,
+        since: Time,
+    },
+    Training {
+        team: Team,
+        state_bytes: u64,
+        train: Train,
+        finished: Replies<SegmentFinished>,
+        since: Time,
+    },
+    Validating {
+        team: Team,
+        stop: StoppingPoint,
+        validated: Replies<Validated>,
+    },
     /// A checkpoint on its way must be durable before the next can be taken, or before the run ends.
-    Storing { team: Team, stop: StoppingPoint },
+    Storing {
+        team: Team,
+        stop: StoppingPoint,
+    },
     /// The last checkpoint is committed; the workers are told and may leave.
-    Lingering { outcome: Outcome, until: Time },
+    Lingering {
+        outcome: Outcome,
+        until: Time,
+    },
     Ended,
 }
 
 #[derive(Debug, Default)]
 struct Gathering {
     /// Former members that have not yet said what they hold.
-    awaiting: std::collections::BTreeSet<Session>,
-    /// When to form with whoever is there.
+    awaiting: BTreeSet<Session>,
+    /// When to form with whoever is there, or to give up on those that are awaited.
     until: Time,
     /// Form at once when so many are there.
     wanted: u32,
-    /// The run's first formation: too few at its deadline is a failure.
-    first: bool,
+    /// The run's first formation: too few at this time is a failure. Later ones wait.
+    give_up: Option<Time>,
+    /// The former team stands between two steps with its batch-norm statistics pooled, so equal labels
+    /// mean equal states. In mid-segment each rank has running statistics of its own.
+    pooled: bool,
+}
+
+/// The newest committed checkpoint.
+#[derive(Clone, Debug)]
+struct Durable {
+    checkpoint: CheckpointId,
+    progress: RunProgress,
 }
 
 /// The team stands still between two steps, at one state.
@@ -135,13 +171,18 @@ struct SaveRequest {
 impl Core {
     /// The core and its first actions.
     pub fn start(origin: Origin, now: Time) -> (Self, Vec<Action>) {
+        let until = now + seconds(origin.job.cluster.start_timeout_s);
         let gathering = Gathering {
-            until: now + seconds(origin.job.cluster.start_timeout_s),
+            until,
             wanted: origin.job.cluster.workers,
-            first: true,
+            give_up: Some(until),
             ..Gathering::default()
         };
         let resumed = origin.resumed;
+        let durable = resumed
+            .as_ref()
+            .map(|point| Durable { checkpoint: point.checkpoint.clone(), progress: point.progress.clone() });
+        let progress = resumed.as_ref().map(|point| point.progress.clone()).unwrap_or_default();
         let mut core = Self {
             job: origin.job,
             run: origin.run,
@@ -151,9 +192,9 @@ impl Core {
             data: None,
             resumed_digest: resumed.as_ref().map(|point| point.dataset_digest.clone()),
             phase: Phase::Gathering(gathering),
-            progress: resumed.as_ref().map(|point| point.progress.clone()).unwrap_or_default(),
-            durable: resumed.as_ref().map(|point| (point.checkpoint.clone(), point.position)),
-            announced: resumed.as_ref().map(|point| point.progress.early_stopping.judged),
+            announced: progress.early_stopping.judged,
+            progress,
+            durable,
             checkpoint: None,
             owed: None,
             stop_requested: false,
@@ -171,7 +212,10 @@ impl Core {
             }),
         ];
         match core.finished_status() {
-            Some(status) if resumed.is_some() => core.finish(status, now, &mut actions),
+            Some(status) if resumed.is_some() => {
+                core.finish(status, now, &mut actions);
+                core.time_passed(now, &mut actions);
+            }
             _ => actions.push(Action::Emit(RunEvent::WaitingForWorkers { joined: 0, wanted })),
         }
         (core, actions)
@@ -185,6 +229,7 @@ impl Core {
             Event::MessageReceived { session, message } => self.message_received(session, message, now, out),
             Event::SessionClosed { session, reason } => self.peer_lost(session, &reason, now, out),
             Event::PartStored { header } => self.part_stored(&header, now, out),
+            Event::PartFailed { header, reason } => self.part_failed(&header, &reason, now, out),
             Event::CheckpointCommitted { checkpoint, bytes } => self.committed(&checkpoint, bytes, now, out),
             Event::CheckpointFailed { checkpoint, reason } => {
                 if self.checkpoint.as_ref().is_some_and(|open| *open.id() == checkpoint) {
@@ -203,7 +248,7 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Time> {
         let silence = self.peers.values().map(|peer| peer.heard + self.heartbeat_timeout()).min();
         let phase = match &self.phase {
-            Phase::Gathering(gathering) if self.gathering_has_a_deadline(gathering) => Some(gathering.until),
+            Phase::Gathering(gathering) => self.gathering_deadline(gathering),
             Phase::Lingering { until, .. } => Some(*until),
             Phase::Ended => return None,
             _ => None,
@@ -219,11 +264,11 @@ impl Core {
             );
             return self.refuse(session, &hello, reason, out);
         }
-        if self.peers.len() as u32 >= self.job.cluster.max_workers {
-            let reason = format!("the team has cluster.max_workers = {} members already", self.job.cluster.max_workers);
-            return self.refuse(session, &hello, reason, out);
-        }
-        let former = self.peers.iter().find(|(_, peer)| *peer.worker() == hello.worker).map(|(&s, p)| (s, p.hello.incarnation));
+        let former = self
+            .peers
+            .iter()
+            .find(|(_, peer)| *peer.worker() == hello.worker)
+            .map(|(&s, p)| (s, p.hello.incarnation));
         match former {
             Some((_, incarnation)) if incarnation > hello.incarnation => {
                 let reason = format!("a newer process of worker {} is connected already", hello.worker);
@@ -233,28 +278,48 @@ impl Core {
                 out.push(Action::CloseSession { session: former });
                 self.peer_lost(former, "a new connection took its place", now, out);
             }
+            None if self.peers.len() as u32 >= self.job.cluster.max_workers => {
+                let reason = format!(
+                    "the team has cluster.max_workers = {} members already",
+                    self.job.cluster.max_workers
+                );
+                return self.refuse(session, &hello, reason, out);
+            }
             None => {}
         }
         self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now });
         let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
         self.send(session, ToWorker::Welcome(Welcome { session, run: self.run.clone(), job_json }), out);
+        if let Phase::Lingering { outcome, .. } = &self.phase {
+            self.send(session, ToWorker::Finish(outcome.status.goodbye()), out);
+        }
     }
 
     fn refuse(&mut self, session: Session, hello: &Hello, reason: String, out: &mut Vec<Action>) {
-        out.push(Action::Emit(RunEvent::WorkerRefused { worker: hello.worker.clone(), reason: reason.clone() }));
+        out.push(Action::Emit(RunEvent::WorkerRefused {
+            worker: hello.worker.clone(),
+            reason: reason.clone(),
+        }));
         self.send(session, ToWorker::Refused { reason }, out);
         out.push(Action::CloseSession { session });
     }
 
-    fn message_received(&mut self, session: Session, message: Fenced<FromWorker>, now: Time, out: &mut Vec<Action>) {
+    fn message_received(
+        &mut self,
+        session: Session,
+        message: Fenced<FromWorker>,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         if message.term != self.fences.term {
             return;
         }
         let live = self.live_generation();
         let Some(peer) = self.peers.get_mut(&session) else { return };
         peer.heard = now;
-        if message.generation.0 != 0 && live != Some(message.generation) {
-            return; // an older generation's message changes nothing
+        let outside = message.generation == Generation(0) && may_stand_outside(&message.body);
+        if !outside && live != Some(message.generation) {
+            return; // another generation's message changes nothing
         }
         match message.body {
             FromWorker::Hello(_) => {}
@@ -289,7 +354,7 @@ impl Core {
             let Some(peer) = self.peers.remove(&session) else { return };
             return self.refuse(session, &peer.hello, reason, out);
         }
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
         peer.join = Some(join);
         out.push(Action::Emit(RunEvent::WorkerJoined {
@@ -298,8 +363,8 @@ impl Core {
             device: peer.hello.device.clone(),
         }));
         if let Phase::Gathering(gathering) = &mut self.phase
-            && gathering.first
-            && self.job.cluster.workers == 0
+            && gathering.awaiting.is_empty()
+            && (gathering.give_up.is_none() || self.job.cluster.workers == 0)
         {
             // Whoever comes: form when nobody has come for a while.
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
@@ -318,7 +383,12 @@ impl Core {
             return Err(format!(
                 "its data set differs from the team's: it has {} training and {} validation samples with digest {:.12}, \
                  the team {} and {} with {:.12}; give every worker the same files",
-                found.train_samples, found.val_samples, found.digest, data.train_samples, data.val_samples, data.digest,
+                found.train_samples,
+                found.val_samples,
+                found.digest,
+                data.train_samples,
+                data.val_samples,
+                data.digest,
             ));
         }
         match &self.resumed_digest {
@@ -336,26 +406,37 @@ impl Core {
         let Some(peer) = self.peers.remove(&session) else { return };
         let rank = self.team().and_then(|team| team.rank_of(session));
         if !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended) {
-            out.push(Action::Emit(RunEvent::WorkerLeft { worker: peer.worker().clone(), rank, reason: reason.into() }));
+            out.push(Action::Emit(RunEvent::WorkerLeft {
+                worker: peer.worker().clone(),
+                rank,
+                reason: reason.into(),
+            }));
         }
-        if let Phase::Gathering(gathering) = &mut self.phase {
-            gathering.awaiting.remove(&session);
-        }
+        self.settled(session, now, out);
         if rank.is_some() {
             self.abort(format!("worker {} left: {reason}", peer.worker()), now, out);
         }
         if self.checkpoint.as_ref().is_some_and(|open| !open.committing && open.awaits(peer.worker())) {
-            self.checkpoint_failed(&format!("worker {} left before its part was stored", peer.worker()), now, out);
+            self.checkpoint_failed(
+                &format!("worker {} left before its part was stored", peer.worker()),
+                now,
+                out,
+            );
         }
     }
 
     fn time_passed(&mut self, now: Time, out: &mut Vec<Action>) {
         let timeout = self.heartbeat_timeout();
-        let silent: Vec<Session> =
-            self.peers.iter().filter(|(_, peer)| now >= peer.heard + timeout).map(|(&session, _)| session).collect();
+        let silent: Vec<Session> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| now >= peer.heard + timeout)
+            .map(|(&session, _)| session)
+            .collect();
         for session in silent {
             out.push(Action::CloseSession { session });
-            let reason = format!("it was silent for {:.1} s (cluster.heartbeat_timeout_s)", timeout.as_secs_f64());
+            let reason =
+                format!("it was silent for {:.1} s (cluster.heartbeat_timeout_s)", timeout.as_secs_f64());
             self.peer_lost(session, &reason, now, out);
         }
         match self.phase {
@@ -381,7 +462,7 @@ impl Core {
     }
 
     /// The generation whose messages count: the team's, or after an abort the one being wound up.
-    fn live_generation(&self) -> Option<musher_proto::ids::Generation> {
+    fn live_generation(&self) -> Option<Generation> {
         match &self.phase {
             Phase::Gathering(_) => Some(self.fences.generation),
             _ => self.team().map(|team| team.generation),
@@ -402,6 +483,22 @@ impl Core {
 
     fn heartbeat_timeout(&self) -> Duration {
         seconds(self.job.cluster.heartbeat_timeout_s)
+    }
+}
+
+/// What a worker may also say outside any generation; all else must be of the live one.
+fn may_stand_outside(message: &FromWorker) -> bool {
+    match message {
+        FromWorker::Hello(_)
+        | FromWorker::Join(_)
+        | FromWorker::Progress(_)
+        | FromWorker::DataWarning(_)
+        | FromWorker::Failed(_)
+        | FromWorker::Goodbye => true,
+        FromWorker::Synced(_)
+        | FromWorker::SegmentFinished(_)
+        | FromWorker::Validated(_)
+        | FromWorker::Interrupted(_) => false,
     }
 }
 

@@ -53,6 +53,10 @@ impl Team {
         self.members.iter().enumerate().map(|(rank, &session)| (Rank(rank as u32), session))
     }
 
+    pub fn session_of(&self, rank: Rank) -> Option<Session> {
+        self.members.get(rank.0 as usize).copied()
+    }
+
     pub fn rank_of(&self, session: Session) -> Option<Rank> {
         self.members().find_map(|(rank, member)| (member == session).then_some(rank))
     }

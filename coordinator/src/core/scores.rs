@@ -30,7 +30,9 @@ pub fn aggregate<'a>(
     classes: usize,
 ) -> Result<Scores, String> {
     let by_index: BTreeMap<u64, &UnitResult> = units.into_iter().map(|u| (u.index, u)).collect();
-    if by_index.len() as u64 != expected_units || by_index.keys().next_back().is_some_and(|&i| i >= expected_units) {
+    if by_index.len() as u64 != expected_units
+        || by_index.keys().next_back().is_some_and(|&i| i >= expected_units)
+    {
         return Err(format!("validation reported {} units of {expected_units}", by_index.len()));
     }
     let mut confusion = vec![0u64; classes * classes];
@@ -103,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_class_that_never_occurs_does_not_count_in_the_mean() {
-        let unit = UnitResult { index: 0, samples: 1, loss_sum: 0.0, confusion: vec![4, 0, 0, 0, 4, 0, 0, 0, 0] };
+        let unit =
+            UnitResult { index: 0, samples: 1, loss_sum: 0.0, confusion: vec![4, 0, 0, 0, 4, 0, 0, 0, 0] };
         assert_eq!(aggregate([&unit], 1, 3).unwrap().miou, 1.0);
     }
 

@@ -60,7 +60,11 @@ impl Core {
             generation: self.fences.generation,
             epochs: self.job.train.epochs,
             train_samples: self.train_samples(),
-            progress: self.peers.iter().find(|(s, _)| rank_of(**s) == Some(Rank(0))).and_then(|(_, peer)| peer.progress),
+            progress: self
+                .peers
+                .iter()
+                .find(|(s, _)| rank_of(**s) == Some(Rank(0)))
+                .and_then(|(_, peer)| peer.progress),
             best: self.progress.early_stopping.best,
             peers: self
                 .peers

@@ -2,16 +2,16 @@
 //! checkpoints that make them durable.
 
 use musher_proto::{
-    ids::{CheckpointId, Epoch, Rank, Session},
+    ids::{CheckpointId, Epoch, Rank, Session, Step},
     message::{
-        EpochTotals, Fenced, PartHeader, Phase as WorkerPhase, Progress, ReplicaLabel, SegmentFinished, Synced, ToWorker, Train,
-        Validate, Validated,
+        EpochTotals, Fenced, PartHeader, Phase as WorkerPhase, Progress, ReplicaLabel, SegmentFinished,
+        Synced, ToWorker, Train, Validate, Validated,
     },
     shard::ValidationUnits,
 };
 
 use super::{
-    Core, Phase, SaveRequest, StoppingPoint,
+    Core, Durable, Phase, SaveRequest, StoppingPoint,
     checkpointing::OpenCheckpoint,
     early_stopping::Verdict,
     effects::{Action, Commit, Position, ProgressReport, RunEvent, SavedBest, Status, Stopped, Time},
@@ -26,7 +26,12 @@ impl Core {
     /// A formed team goes on where its state stands.
     pub(super) fn resume_work(&mut self, team: Team, synced: Synced, now: Time, out: &mut Vec<Action>) {
         let held = ReplicaLabel { lineage: team.generation, ..synced.held };
-        self.last_applied = self.last_applied.max(held.applied);
+        self.advanced_to(held.applied);
+        self.last_applied = held.applied;
+        let judged = self.progress.early_stopping.judged;
+        if (held.epoch, held.cursor) < (judged, self.train_samples()) {
+            self.roll_back();
+        }
         match self.owed.take_if(|owed| owed.applied == held.applied) {
             Some(owed) => {
                 let totals = EpochTotals::default(); // announced already
@@ -39,8 +44,30 @@ impl Core {
         }
     }
 
+    /// Nobody is left who holds what was judged last: what happened after the checkpoint that the team
+    /// starts from will happen again.
+    fn roll_back(&mut self) {
+        self.progress = self.durable.as_ref().map(|durable| durable.progress.clone()).unwrap_or_default();
+        self.announced = self.progress.early_stopping.judged;
+        self.owed = None;
+    }
+
+    fn advanced_to(&mut self, applied: Step) {
+        if applied > self.last_applied {
+            self.last_applied = applied;
+            self.barren = 0;
+        }
+    }
+
     /// Sends the team on from what it holds.
-    fn train_from(&mut self, team: Team, held: ReplicaLabel, state_bytes: u64, now: Time, out: &mut Vec<Action>) {
+    fn train_from(
+        &mut self,
+        team: Team,
+        held: ReplicaLabel,
+        state_bytes: u64,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         let samples = self.train_samples();
         let judged = self.progress.early_stopping.judged;
         let next_epoch = held.cursor >= samples && held.epoch <= judged;
@@ -50,7 +77,12 @@ impl Core {
         };
         let train = Train { epoch, cursor, end: self.segment_end(held, cursor) };
         if cursor == 0 {
-            out.push(Action::Emit(RunEvent::EpochStarted { generation: team.generation, epoch, step: held.applied, samples }));
+            out.push(Action::Emit(RunEvent::EpochStarted {
+                generation: team.generation,
+                epoch,
+                step: held.applied,
+                samples,
+            }));
         }
         let finished = Replies::expected_from(&team);
         self.phase = Phase::Training { team, state_bytes, train, finished, since: now };
@@ -85,7 +117,8 @@ impl Core {
 
     pub(super) fn progressed(&mut self, session: Session, progress: Progress, out: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(&session) else { return };
-        let skipped_before = peer.progress.map_or(0, |p| if p.epoch == progress.epoch { p.steps_skipped } else { 0 });
+        let skipped_before =
+            peer.progress.map_or(0, |p| if p.epoch == progress.epoch { p.steps_skipped } else { 0 });
         peer.progress = Some(progress);
         let Phase::Training { team, .. } = &self.phase else { return };
         let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
@@ -95,10 +128,7 @@ impl Core {
         let (generation, samples) = (team.generation, self.train_samples());
         let epochs_left = self.job.train.epochs.saturating_sub(progress.epoch.0);
         let samples_left = samples.saturating_sub(progress.cursor) + u64::from(epochs_left) * samples;
-        if progress.applied > self.last_applied {
-            self.last_applied = progress.applied;
-            self.barren = 0;
-        }
+        self.advanced_to(progress.applied);
         if progress.steps_skipped > skipped_before {
             out.push(Action::Emit(RunEvent::StepSkipped {
                 generation,
@@ -122,7 +152,13 @@ impl Core {
         })));
     }
 
-    pub(super) fn segment_finished(&mut self, session: Session, report: SegmentFinished, now: Time, out: &mut Vec<Action>) {
+    pub(super) fn segment_finished(
+        &mut self,
+        session: Session,
+        report: SegmentFinished,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         let Phase::Training { team, state_bytes, train, finished, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         finished.take(rank, report);
@@ -141,10 +177,7 @@ impl Core {
             return self.fail(reason, now, out);
         }
         let held = first.held;
-        if held.applied > self.last_applied {
-            self.last_applied = held.applied;
-            self.barren = 0;
-        }
+        self.advanced_to(held.applied);
         let trained = held.cursor.saturating_sub(train.cursor);
         self.pace.samples += trained;
         self.pace.time += now.saturating_sub(since);
@@ -156,8 +189,8 @@ impl Core {
             let save = SaveRequest { applied: held.applied, is_best: false, is_last: false, then };
             return self.save(team, stop, save, now, out);
         }
-        if self.announced < Some(held.epoch) {
-            self.announced = Some(held.epoch);
+        if self.announced < held.epoch {
+            self.announced = held.epoch;
             out.push(Action::Emit(RunEvent::EpochFinished {
                 epoch: held.epoch,
                 step: held.applied,
@@ -173,16 +206,25 @@ impl Core {
         self.send_team(&ToWorker::Validate(validate), out);
     }
 
-    pub(super) fn validated(&mut self, session: Session, report: Validated, now: Time, out: &mut Vec<Action>) {
+    pub(super) fn validated(
+        &mut self,
+        session: Session,
+        report: Validated,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         let units = self.validation_units().count();
         let Phase::Validating { team, stop, validated } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         validated.take(rank, report);
         let Some(all) = validated.complete() else { return };
         let held = stop.finished.held;
-        let same_state = all.iter().all(|v| (v.epoch, v.state_digest) == (held.epoch, stop.finished.state_digest));
+        let same_state =
+            all.iter().all(|v| (v.epoch, v.state_digest) == (held.epoch, stop.finished.state_digest));
         let scores = match same_state {
-            true => scores::aggregate(all.iter().flat_map(|v| &v.units), units, self.job.model.classes as usize),
+            true => {
+                scores::aggregate(all.iter().flat_map(|v| &v.units), units, self.job.model.classes as usize)
+            }
             false => Err("a rank validated another state than the team's".into()),
         };
         let png = all.iter().map(|v| &v.samples_png).find(|png| !png.is_empty()).cloned();
@@ -217,10 +259,11 @@ impl Core {
         let finished = self.finished_status();
         let is_last = finished.is_some();
         let then = finished.or(self.stop_requested.then_some(Status::Stopped));
-        let every = self.job.checkpoint.every_epochs;
-        let due = every > 0 && epoch.0.is_multiple_of(every);
+        let applied = stop.finished.held.applied;
+        let every = &self.job.checkpoint;
+        let due = every.every_epochs > 0 && epoch.0.is_multiple_of(every.every_epochs)
+            || every.every_steps > 0 && applied.0.is_multiple_of(every.every_steps);
         if due || verdict.new_best || then.is_some() {
-            let applied = stop.finished.held.applied;
             let save = SaveRequest { applied, is_best: verdict.new_best, is_last, then };
             return self.save(team, stop, save, now, out);
         }
@@ -249,7 +292,8 @@ impl Core {
                 join.held = Some(held);
             }
         }
-        self.phase = Phase::Gathering(super::Gathering { until: now, wanted: 1, ..Default::default() });
+        self.phase =
+            Phase::Gathering(super::Gathering { until: now, wanted: 1, pooled: true, ..Default::default() });
     }
 
     /// Takes a checkpoint at the stopping point; training goes on as soon as the replicas are copied.
@@ -262,6 +306,12 @@ impl Core {
         }
         let held = stop.finished.held;
         let checkpoint = CheckpointId::of(held.epoch, held.applied);
+        if self.durable.as_ref().is_some_and(|durable| durable.checkpoint == checkpoint) {
+            return match save.then {
+                Some(status) => self.finish(status, now, out),
+                None => self.go_on(team, stop, now, out),
+            };
+        }
         let mut progress = self.progress.clone();
         if let Some(best) = progress.early_stopping.best.filter(|_| save.is_best) {
             progress.saved_best =
@@ -270,7 +320,12 @@ impl Core {
         let weights = save.is_best || save.is_last;
         let commit = Commit {
             checkpoint,
-            position: Position { lineage: held.lineage, applied: held.applied, epoch: held.epoch, cursor: held.cursor },
+            position: Position {
+                lineage: held.lineage,
+                applied: held.applied,
+                epoch: held.epoch,
+                cursor: held.cursor,
+            },
             state_bytes: stop.state_bytes,
             state_digest: stop.finished.state_digest,
             world_size: team.world(),
@@ -279,16 +334,17 @@ impl Core {
             is_best: save.is_best,
             is_last: save.is_last,
         };
-        out.push(Action::OpenCheckpoint { checkpoint: commit.checkpoint.clone(), state_bytes: commit.state_bytes });
+        out.push(Action::OpenCheckpoint {
+            checkpoint: commit.checkpoint.clone(),
+            lineage: held.lineage,
+            state_bytes: commit.state_bytes,
+        });
         let metadata = weights.then(|| self.weights_metadata(&commit));
         let (open, saves) = OpenCheckpoint::plan(commit, metadata, &team, &self.peers, now);
         self.checkpoint = Some(open);
         for (session, request) in saves {
-            let message = Fenced {
-                term: self.fences.term,
-                generation: team.generation,
-                body: ToWorker::Save(request),
-            };
+            let message =
+                Fenced { term: self.fences.term, generation: team.generation, body: ToWorker::Save(request) };
             out.push(Action::Send { session, message });
         }
         if save.then.is_some() {
@@ -318,9 +374,7 @@ impl Core {
     }
 
     pub(super) fn part_stored(&mut self, header: &PartHeader, now: Time, out: &mut Vec<Action>) {
-        let Some(open) = self.checkpoint.as_mut().filter(|open| !open.committing && *open.id() == header.checkpoint) else {
-            return;
-        };
+        let Some(open) = self.open_for(header) else { return };
         match open.part_stored(header) {
             Ok(false) => {}
             Ok(true) => {
@@ -331,11 +385,37 @@ impl Core {
         }
     }
 
-    pub(super) fn committed(&mut self, checkpoint: &CheckpointId, bytes: u64, now: Time, out: &mut Vec<Action>) {
+    pub(super) fn part_failed(
+        &mut self,
+        header: &PartHeader,
+        reason: &str,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
+        if self.open_for(header).is_some() {
+            self.checkpoint_failed(reason, now, out);
+        }
+    }
+
+    /// The checkpoint that the part is for, if it still waits for parts.
+    fn open_for(&mut self, header: &PartHeader) -> Option<&mut OpenCheckpoint> {
+        self.checkpoint
+            .as_mut()
+            .filter(|open| !open.committing && *open.id() == header.checkpoint && !open.is_outdated(header))
+    }
+
+    pub(super) fn committed(
+        &mut self,
+        checkpoint: &CheckpointId,
+        bytes: u64,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
         let Some(open) = self.checkpoint.take_if(|open| open.id() == checkpoint) else { return };
         let Commit { checkpoint, position, progress, is_best, .. } = open.commit;
+        self.durable = Some(Durable { checkpoint: checkpoint.clone(), progress: progress.clone() });
         out.push(Action::Emit(RunEvent::CheckpointCommitted {
-            checkpoint: checkpoint.clone(),
+            checkpoint,
             epoch: position.epoch,
             step: position.applied,
             bytes,
@@ -345,7 +425,6 @@ impl Core {
         if is_best {
             self.progress.saved_best = progress.saved_best;
         }
-        self.durable = Some((checkpoint, position));
         match self.owed.take_if(|owed| owed.applied == position.applied) {
             Some(SaveRequest { then: Some(status), .. }) => self.finish(status, now, out),
             _ => self.storing_done(now, out),
@@ -358,10 +437,17 @@ impl Core {
         let Some(open) = self.checkpoint.take() else { return };
         let Commit { checkpoint, position, .. } = open.commit;
         out.push(Action::AbandonCheckpoint { checkpoint: checkpoint.clone() });
-        out.push(Action::Emit(RunEvent::CheckpointFailed { checkpoint: checkpoint.clone(), reason: reason.into() }));
+        out.push(Action::Emit(RunEvent::CheckpointFailed {
+            checkpoint: checkpoint.clone(),
+            reason: reason.into(),
+        }));
         let Phase::Storing { .. } = self.phase else { return };
         match self.owed.take_if(|owed| owed.applied == position.applied) {
-            Some(_) => self.fail(format!("the last checkpoint, {checkpoint}, could not be written: {reason}"), now, out),
+            Some(_) => self.fail(
+                format!("the last checkpoint, {checkpoint}, could not be written: {reason}"),
+                now,
+                out,
+            ),
             None => self.storing_done(now, out),
         }
     }

@@ -56,7 +56,11 @@ impl Actor {
         }
     }
 
-    pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>, first: Vec<Action>) -> anyhow::Result<Outcome> {
+    pub async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Input>,
+        first: Vec<Action>,
+    ) -> anyhow::Result<Outcome> {
         if let Some(outcome) = self.perform_all(first).await? {
             return Ok(outcome);
         }
@@ -67,7 +71,12 @@ impl Actor {
                 () = until(deadline) => Input::Event(Event::TimePassed),
             };
             let event = match input {
-                Input::Event(event) => event,
+                Input::Event(event) => {
+                    if let Event::SessionClosed { session, .. } = &event {
+                        self.sessions.remove(session);
+                    }
+                    event
+                }
                 Input::SessionOpened { event, session, outbox } => {
                     self.sessions.insert(session, outbox);
                     event
@@ -114,8 +123,8 @@ impl Actor {
             Action::CloseSession { session } => {
                 self.sessions.remove(&session);
             }
-            Action::OpenCheckpoint { checkpoint, state_bytes } => {
-                if let Err(error) = self.uploads.open(&checkpoint, state_bytes) {
+            Action::OpenCheckpoint { checkpoint, lineage, state_bytes } => {
+                if let Err(error) = self.uploads.open(&checkpoint, lineage, state_bytes) {
                     self.follow_ups
                         .push_back(Event::CheckpointFailed { checkpoint, reason: error.to_string() });
                 }
@@ -129,7 +138,9 @@ impl Actor {
                     handle
                         .tell(match done {
                             Ok(Ok(bytes)) => Event::CheckpointCommitted { checkpoint, bytes },
-                            Ok(Err(error)) => Event::CheckpointFailed { checkpoint, reason: error.to_string() },
+                            Ok(Err(error)) => {
+                                Event::CheckpointFailed { checkpoint, reason: error.to_string() }
+                            }
                             Err(panic) => Event::CheckpointFailed { checkpoint, reason: panic.to_string() },
                         })
                         .await;

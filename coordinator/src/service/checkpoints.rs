@@ -8,7 +8,7 @@ use std::{
 };
 
 use musher_proto::{
-    ids::{CheckpointId, Term},
+    ids::{CheckpointId, Generation, Term},
     job::JobConfig,
     message::{PartHeader, PartKind},
     wire::{self, checkpoints_server, upload_chunk::Body},
@@ -21,7 +21,10 @@ use super::Handle;
 use crate::{
     core::{Commit, Event},
     run_dir::RunDir,
-    store::{self, Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter, PendingCheckpoint, StoreError, StoredFile},
+    store::{
+        self, Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter,
+        PendingCheckpoint, StoreError, StoredFile,
+    },
 };
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -38,6 +41,8 @@ pub(super) struct Uploads {
 
 #[derive(Debug)]
 struct Open {
+    /// Parts of an earlier attempt under the same name are refused.
+    lineage: Generation,
     pending: PendingCheckpoint,
     parts: Vec<Part>,
     files: Vec<StoredFile>,
@@ -48,10 +53,10 @@ impl Uploads {
         Self { store, open: Mutex::default() }
     }
 
-    pub fn open(&self, id: &CheckpointId, state_bytes: u64) -> Result<(), StoreError> {
+    pub fn open(&self, id: &CheckpointId, lineage: Generation, state_bytes: u64) -> Result<(), StoreError> {
         self.abandon(id);
         let pending = self.store.begin(id, state_bytes)?;
-        self.lock().insert(id.clone(), Open { pending, parts: Vec::new(), files: Vec::new() });
+        self.lock().insert(id.clone(), Open { lineage, pending, parts: Vec::new(), files: Vec::new() });
         Ok(())
     }
 
@@ -83,18 +88,18 @@ impl Uploads {
     }
 
     fn writer(&self, header: &PartHeader) -> Result<Writer, Status> {
-        let open = self.lock();
-        let open = open.get(&header.checkpoint).ok_or_else(|| {
-            Status::failed_precondition(format!("checkpoint {} is not open, it was abandoned or is unknown", header.checkpoint))
-        })?;
+        let mut open = self.lock();
+        let open = open_for(&mut open, header)?;
         Ok(match header.kind {
-            PartKind::State { offset, digest } => Writer::State(open.pending.part(offset, header.length).map_err(refused)?, digest),
+            PartKind::State { offset, digest } => {
+                Writer::State(open.pending.part(offset, header.length).map_err(refused)?, digest)
+            }
             PartKind::Weights => Writer::Weights(open.pending.file(WEIGHTS, header.length).map_err(refused)?),
         })
     }
 
     /// Makes the part durable and takes note of it.
-    fn finish(&self, id: &CheckpointId, writer: Writer) -> Result<(), Status> {
+    fn finish(&self, header: &PartHeader, writer: Writer) -> Result<(), Status> {
         enum Stored {
             Part(Part),
             File(StoredFile),
@@ -104,10 +109,17 @@ impl Uploads {
             Writer::Weights(writer) => Stored::File(writer.finish().map_err(refused)?),
         };
         let mut open = self.lock();
-        let open = open.get_mut(id).ok_or_else(|| Status::failed_precondition(format!("checkpoint {id} was abandoned")))?;
+        let open = open_for(&mut open, header)?;
         match stored {
-            Stored::Part(part) => open.parts.push(part),
-            Stored::File(file) => open.files.push(file),
+            // A part that is sent again replaces its file.
+            Stored::Part(part) => {
+                open.parts.retain(|former| former.file != part.file);
+                open.parts.push(part);
+            }
+            Stored::File(file) => {
+                open.files.retain(|former| former.file != file.file);
+                open.files.push(file);
+            }
         }
         Ok(())
     }
@@ -115,6 +127,19 @@ impl Uploads {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<CheckpointId, Open>> {
         self.open.lock().expect("no holder of this lock panics")
     }
+}
+
+fn open_for<'a>(
+    open: &'a mut BTreeMap<CheckpointId, Open>,
+    header: &PartHeader,
+) -> Result<&'a mut Open, Status> {
+    let id = &header.checkpoint;
+    open.get_mut(id).filter(|open| open.lineage == header.lineage).ok_or_else(|| {
+        let lineage = header.lineage;
+        Status::failed_precondition(format!(
+            "checkpoint {id} of generation {lineage} is not open, it was abandoned or is unknown"
+        ))
+    })
 }
 
 enum Writer {
@@ -175,7 +200,11 @@ impl Checkpoints {
         Self { handle, uploads, term }
     }
 
-    async fn receive(&self, header: &PartHeader, mut inbound: Streaming<wire::UploadChunk>) -> Result<(), Status> {
+    async fn receive(
+        &self,
+        header: &PartHeader,
+        mut inbound: Streaming<wire::UploadChunk>,
+    ) -> Result<(), Status> {
         let mut writer = task::block_in_place(|| self.uploads.writer(header))?;
         while let Some(wire::UploadChunk { body }) = inbound.message().await? {
             let Some(Body::Chunk(chunk)) = body else {
@@ -183,7 +212,7 @@ impl Checkpoints {
             };
             task::block_in_place(|| writer.write(&chunk.data))?;
         }
-        task::block_in_place(|| self.uploads.finish(&header.checkpoint, writer))
+        task::block_in_place(|| self.uploads.finish(header, writer))
     }
 }
 
@@ -197,9 +226,13 @@ impl checkpoints_server::Checkpoints for Checkpoints {
         let Some(wire::UploadChunk { body: Some(Body::Header(header)) }) = inbound.message().await? else {
             return Err(Status::invalid_argument("an upload begins with its header"));
         };
-        let header = PartHeader::try_from(header).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let header =
+            PartHeader::try_from(header).map_err(|error| Status::invalid_argument(error.to_string()))?;
         if header.term != self.term {
-            return Err(Status::failed_precondition(format!("the upload is of term {}, this is {}", header.term, self.term)));
+            return Err(Status::failed_precondition(format!(
+                "the upload is of term {}, this is {}",
+                header.term, self.term
+            )));
         }
         match self.receive(&header, inbound).await {
             Ok(()) => {
@@ -208,7 +241,7 @@ impl checkpoints_server::Checkpoints for Checkpoints {
             }
             Err(status) => {
                 let reason = status.message().to_owned();
-                self.handle.tell(Event::CheckpointFailed { checkpoint: header.checkpoint, reason }).await;
+                self.handle.tell(Event::PartFailed { header, reason }).await;
                 Err(status)
             }
         }
@@ -230,7 +263,9 @@ impl checkpoints_server::Checkpoints for Checkpoints {
                 let chunk = match reader.by_ref().take(DOWNLOAD_CHUNK as u64).read_to_end(&mut data) {
                     Ok(0) => break,
                     Ok(_) => Ok(wire::Chunk { data: data.into() }),
-                    Err(error) => Err(Status::data_loss(format!("checkpoint {id} could not be read: {error}"))),
+                    Err(error) => {
+                        Err(Status::data_loss(format!("checkpoint {id} could not be read: {error}")))
+                    }
                 };
                 let failed = chunk.is_err();
                 if sender.blocking_send(chunk).is_err() || failed {

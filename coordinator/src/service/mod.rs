@@ -12,7 +12,8 @@ use anyhow::Context;
 use musher_proto::{
     job::JobConfig,
     wire::{
-        self, checkpoints_server::CheckpointsServer, control_server::ControlServer, training_server::TrainingServer,
+        self, checkpoints_server::CheckpointsServer, control_server::ControlServer,
+        training_server::TrainingServer,
     },
 };
 use tokio::{
@@ -56,8 +57,14 @@ pub struct Handle {
 enum Input {
     Event(Event),
     /// A worker's stream began; what the core sends to that session goes out by `outbox`.
-    SessionOpened { event: Event, session: musher_proto::ids::Session, outbox: sessions::Outbox },
-    Status { reply: oneshot::Sender<RunStatus> },
+    SessionOpened {
+        event: Event,
+        session: musher_proto::ids::Session,
+        outbox: sessions::Outbox,
+    },
+    Status {
+        reply: oneshot::Sender<RunStatus>,
+    },
 }
 
 impl Handle {
@@ -81,14 +88,26 @@ impl Handle {
 impl Service {
     /// Serves until the run has ended. `with_handle` is given the handle before the first worker can
     /// come.
-    pub async fn run(self, listener: TcpListener, with_handle: impl FnOnce(Handle)) -> anyhow::Result<Outcome> {
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        with_handle: impl FnOnce(Handle),
+    ) -> anyhow::Result<Outcome> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender };
         let uploads = Arc::new(Uploads::new(self.store));
         let term = self.origin.fences.term;
         let started = tokio::time::Instant::now();
         let (core, first_actions) = Core::start(self.origin, Duration::ZERO);
-        let actor = Actor::new(core, self.job, self.run_dir, uploads.clone(), self.announcer, handle.clone(), started);
+        let actor = Actor::new(
+            core,
+            self.job,
+            self.run_dir,
+            uploads.clone(),
+            self.announcer,
+            handle.clone(),
+            started,
+        );
         with_handle(handle.clone());
 
         let (health, health_service) = tonic_health::server::health_reporter();

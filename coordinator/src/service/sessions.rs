@@ -35,20 +35,26 @@ impl Training {
 
 #[tonic::async_trait]
 impl training_server::Training for Training {
-    type SessionStream = std::pin::Pin<Box<dyn Stream<Item = Result<wire::CoordinatorMessage, Status>> + Send>>;
+    type SessionStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<wire::CoordinatorMessage, Status>> + Send>>;
 
     async fn session(
         &self,
         request: Request<Streaming<wire::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let mut inbound = request.into_inner();
-        let first = inbound.message().await?.ok_or_else(|| Status::invalid_argument("the stream ended before Hello"))?;
+        let first = inbound
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("the stream ended before Hello"))?;
         let Fenced { body: FromWorker::Hello(hello), .. } = first.try_into().map_err(malformed)? else {
             return Err(Status::invalid_argument("a session begins with Hello"));
         };
         let session = Session(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
-        self.handle.send(Input::SessionOpened { event: Event::SessionOpened { session, hello }, session, outbox }).await?;
+        self.handle
+            .send(Input::SessionOpened { event: Event::SessionOpened { session, hello }, session, outbox })
+            .await?;
         tokio::spawn(receive(session, inbound, self.handle.clone()));
         let outgoing = ReceiverStream::new(outgoing).map(|message| Ok(message.into()));
         Ok(Response::new(Box::pin(outgoing)))

@@ -118,15 +118,12 @@ impl Figure {
         let scale = placement.scale;
         let parts = self.parts.iter().map(|part| Part {
             shape: match part.shape {
-                Shape::Limb { a, b, radii } => Shape::Limb {
-                    a: place(a),
-                    b: place(b),
-                    radii: radii.map(|radius| radius * scale),
-                },
-                Shape::Ear { corners, radius } => Shape::Ear {
-                    corners: corners.map(place),
-                    radius: radius * scale,
-                },
+                Shape::Limb { a, b, radii } => {
+                    Shape::Limb { a: place(a), b: place(b), radii: radii.map(|radius| radius * scale) }
+                }
+                Shape::Ear { corners, radius } => {
+                    Shape::Ear { corners: corners.map(place), radius: radius * scale }
+                }
             },
             tone: part.tone,
         });
@@ -135,10 +132,7 @@ impl Figure {
             radius: spot.radius * scale,
             kind: spot.kind,
         });
-        Self {
-            parts: parts.collect(),
-            spots: spots.collect(),
-        }
+        Self { parts: parts.collect(), spots: spots.collect() }
     }
 }
 
@@ -146,10 +140,7 @@ impl Placement {
     fn apply(&self, [x, y]: Point) -> Point {
         let x = if self.mirrored { -x } else { x };
         let (sin, cos) = self.radians.sin_cos();
-        [
-            self.offset[0] + self.scale * (cos * x - sin * y),
-            self.offset[1] + self.scale * (sin * x + cos * y),
-        ]
+        [self.offset[0] + self.scale * (cos * x - sin * y), self.offset[1] + self.scale * (sin * x + cos * y)]
     }
 }
 
@@ -265,12 +256,7 @@ impl Builder<'_> {
     fn head(&mut self, centre: Point, size: f32) {
         let size = size * self.rng.random_range(0.88..1.15);
         let look = self.jitter(0.12);
-        let tilt = Placement {
-            scale: size,
-            radians: self.jitter(0.25),
-            mirrored: false,
-            offset: centre,
-        };
+        let tilt = Placement { scale: size, radians: self.jitter(0.25), mirrored: false, offset: centre };
         let head = match self.species {
             Species::Cat => self.cat_head(look),
             Species::Dog => self.dog_head(look),
@@ -345,32 +331,18 @@ impl Builder<'_> {
 
 impl Figure {
     fn limb(&mut self, a: Point, b: Point, radii: [f32; 2], tone: f32) {
-        self.parts.push(Part {
-            shape: Shape::Limb { a, b, radii },
-            tone,
-        });
+        self.parts.push(Part { shape: Shape::Limb { a, b, radii }, tone });
     }
 
     fn ear(&mut self, corners: [Point; 3], radius: f32, tone: f32) {
-        self.parts.push(Part {
-            shape: Shape::Ear { corners, radius },
-            tone,
-        });
+        self.parts.push(Part { shape: Shape::Ear { corners, radius }, tone });
     }
 
     /// Two eyes `apart` from the middle at `eyes_y`, the nose at `nose_y`, with their radii.
     fn face(&mut self, look: f32, apart: f32, eyes_y: f32, eye: f32, nose_y: f32, nose: f32) {
         for side in [-1.0, 1.0] {
-            self.spots.push(Spot {
-                at: [look + side * apart, eyes_y],
-                radius: eye,
-                kind: SpotKind::Eye,
-            });
+            self.spots.push(Spot { at: [look + side * apart, eyes_y], radius: eye, kind: SpotKind::Eye });
         }
-        self.spots.push(Spot {
-            at: [look * 1.5, nose_y],
-            radius: nose,
-            kind: SpotKind::Nose,
-        });
+        self.spots.push(Spot { at: [look * 1.5, nose_y], radius: nose, kind: SpotKind::Nose });
     }
 }

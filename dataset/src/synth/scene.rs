@@ -94,11 +94,7 @@ struct Field {
 impl Field {
     fn of(width: u32, height: u32, value: impl Fn(Point) -> (f32, f32)) -> Self {
         let values = (0..height).flat_map(|y| (0..width).map(move |x| centre(x, y))).map(value);
-        Self {
-            width,
-            height,
-            values: values.collect(),
-        }
+        Self { width, height, values: values.collect() }
     }
 
     fn at(&self, x: u32, y: u32) -> (f32, f32) {
@@ -143,11 +139,7 @@ impl Animal {
         let figure = Figure::random(rng, species, pose);
         let placement = place(rng, &figure, size, pose);
         let figure = figure.placed(&placement);
-        let colour = if rng.random_bool(0.4) {
-            vary(rng, backdrop.colour(), 0.07)
-        } else {
-            fur_colour(rng)
-        };
+        let colour = if rng.random_bool(0.4) { vary(rng, backdrop.colour(), 0.07) } else { fur_colour(rng) };
         Self {
             bounds: figure.bounds(),
             figure,
@@ -155,11 +147,7 @@ impl Animal {
             fur: Texture::fur(rng, colour, placement.scale),
             shag: placement.scale * rng.random_range(0.005..0.03),
             noise: Noise::random(rng),
-            eye_colour: [
-                rng.random_range(0.3..0.8),
-                rng.random_range(0.3..0.7),
-                rng.random_range(0.1..0.5),
-            ],
+            eye_colour: [rng.random_range(0.3..0.8), rng.random_range(0.3..0.7), rng.random_range(0.1..0.5)],
             light: backdrop.light,
         }
     }
@@ -192,7 +180,8 @@ impl Animal {
         let own = match spot.kind {
             SpotKind::Nose => dark,
             SpotKind::Eye => {
-                let glint = (at[0] - spot.at[0] + 0.3 * spot.radius).hypot(at[1] - spot.at[1] + 0.3 * spot.radius);
+                let glint =
+                    (at[0] - spot.at[0] + 0.3 * spot.radius).hypot(at[1] - spot.at[1] + 0.3 * spot.radius);
                 let iris = mix(dark, self.eye_colour, step(0.4, 0.6, away / spot.radius));
                 mix(iris, [1.0; 3], step(0.35, 0.2, glint / spot.radius))
             }
@@ -224,7 +213,7 @@ fn place(rng: &mut ChaCha8Rng, figure: &Figure, size: Point, pose: Pose) -> Plac
     let own = [right - left, bottom - top];
     let fitting = (size[0] / own[0]).min(size[1] / own[1]);
     let (share, overhang) = match pose {
-        Pose::Portrait => (0.95..1.5, 0.1),
+        Pose::Portrait => (0.9..1.3, 0.1),
         _ => (0.7..1.15, 0.08),
     };
     placement.scale = fitting * rng.random_range(share);
@@ -255,10 +244,7 @@ struct Light {
 impl Light {
     fn random(rng: &mut ChaCha8Rng) -> Self {
         let (sin, cos) = rng.random_range(-2.6f32..-0.5).sin_cos();
-        Self {
-            direction: [cos, sin],
-            contrast: rng.random_range(0.15..0.45),
-        }
+        Self { direction: [cos, sin], contrast: rng.random_range(0.15..0.45) }
     }
 
     /// The brightness of a rounded body at `depth` (1 and more: its flat middle).
@@ -313,11 +299,7 @@ impl Backdrop {
 
     /// That of the larger part.
     fn colour(&self) -> Colour {
-        if self.horizon[0] > self.size[1] / 2.0 {
-            self.wall_colour
-        } else {
-            self.ground_colour
-        }
+        if self.horizon[0] > self.size[1] / 2.0 { self.wall_colour } else { self.ground_colour }
     }
 
     fn at(&self, at: Point) -> Colour {
@@ -339,15 +321,8 @@ impl Thing {
         let mut near = |by: f32| around.map(|axis| axis + extent * rng.random_range(-by..by));
         let shapes: Vec<_> = [near(0.1), near(0.25), near(0.25)]
             .windows(2)
-            .map(|ends| Shape::Limb {
-                a: ends[0],
-                b: ends[1],
-                radii: [radius, radius * 0.8],
-            })
-            .chain([Shape::Ear {
-                corners: [near(0.2), near(0.2), near(0.2)],
-                radius: radius * 0.2,
-            }])
+            .map(|ends| Shape::Limb { a: ends[0], b: ends[1], radii: [radius, radius * 0.8] })
+            .chain([Shape::Ear { corners: [near(0.2), near(0.2), near(0.2)], radius: radius * 0.2 }])
             .collect();
         let colour = scene_colour(rng);
         let texture = if rng.random_bool(0.5) {
@@ -361,15 +336,12 @@ impl Thing {
             2 => shapes[2..].to_vec(),
             _ => shapes,
         };
-        Self {
-            shapes,
-            texture,
-            radius,
-        }
+        Self { shapes, texture, radius }
     }
 
     fn over(&self, behind: Colour, at: Point, light: Light) -> Colour {
-        let distance = |at: Point| self.shapes.iter().map(|shape| shape.distance(at)).fold(f32::MAX, f32::min);
+        let distance =
+            |at: Point| self.shapes.iter().map(|shape| shape.distance(at)).fold(f32::MAX, f32::min);
         let here = distance(at);
         let cover = (0.5 - here).clamp(0.0, 1.0);
         if cover == 0.0 {

@@ -174,7 +174,8 @@ impl Noise {
     }
 
     fn lattice(&self, x: i32, y: i32) -> f32 {
-        let mut bits = self.salt ^ (x as u32).wrapping_mul(0x9E37_79B1) ^ (y as u32).wrapping_mul(0x85EB_CA77);
+        let mut bits =
+            self.salt ^ (x as u32).wrapping_mul(0x9E37_79B1) ^ (y as u32).wrapping_mul(0x85EB_CA77);
         bits = (bits ^ (bits >> 15)).wrapping_mul(0x2C1B_3C6D);
         bits = (bits ^ (bits >> 12)).wrapping_mul(0x297A_2D39);
         (bits ^ (bits >> 15)) as f32 / u32::MAX as f32

@@ -74,7 +74,8 @@ impl RingListener {
     /// # Errors
     /// [`NotFormed`](CollectiveError::NotFormed) at the deadline, naming a missing neighbour;
     /// [`Aborted`](CollectiveError::Aborted) as soon as `aborter` is; `Invalid` for a spec that
-    /// contradicts itself; `Io` where the system refuses sockets.
+    /// contradicts itself; `PeerClosed` for a neighbour that left again; `Io` where the system
+    /// refuses sockets.
     pub fn form(
         &self,
         spec: &RingSpec,
@@ -95,12 +96,15 @@ impl RingListener {
             door.step(now)?;
             dial.step(now);
             if let (Some(predecessor), Some(successor)) = (door.accepted(), dial.connected()) {
-                let link = |stream: &Arc<TcpStream>| {
+                let link = |rank: u32, stream: &Arc<TcpStream>| {
                     configure(stream, &member)
                         .map(|()| Arc::clone(stream))
-                        .map_err(|e| CollectiveError::io("configure a ring socket", e))
+                        .map_err(|e| CollectiveError::link(rank, "configure a ring socket", e))
                 };
-                let links = Links { predecessor: link(predecessor)?, successor: link(successor)? };
+                let links = Links {
+                    predecessor: link(member.predecessor(), predecessor)?,
+                    successor: link(member.successor(), successor)?,
+                };
                 return Ok(Ring::new(member, Some(links), aborter.clone()));
             }
             if now >= deadline {

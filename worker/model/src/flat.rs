@@ -1,6 +1,6 @@
 //! The flat buffers and the views of them that are the network's tensors. Owns memory, not meaning.
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 use crate::init;
@@ -49,8 +49,11 @@ impl Flat {
         let _ = live.f_narrow(0, channels, channels)?.f_fill_(1.0)?;
         let working = live.f_detach_copy()?;
 
-        let parameter_views =
-            layout.parameters.iter().map(|spec| leaf(spec, &parameters, &gradients)).collect::<Result<_, _>>()?;
+        let parameter_views = layout
+            .parameters
+            .iter()
+            .map(|spec| leaf(spec, &parameters, &gradients))
+            .collect::<Result<_, _>>()?;
         let statistics_views = layout
             .statistics
             .iter()
@@ -100,10 +103,12 @@ impl Flat {
     }
 }
 
-/// A parameter as a leaf of autograd whose data and gradient are views with the same strides.
+/// A parameter as a leaf of autograd whose data and gradient are views of the flat buffers.
 fn leaf(spec: &Parameter, parameters: &Tensor, gradients: &Tensor) -> Result<Tensor, Error> {
-    let view = |flat: &Tensor| -> Result<Tensor, Error> {
-        Ok(no_grad(|| flat.f_as_strided(&spec.shape, spec.strides(), spec.range.start as i64))?.f_detach()?)
+    let view = |flat: &Tensor| {
+        let place = flat.f_narrow(0, spec.range.start as i64, spec.range.len() as i64)?;
+        // Detached, for the leaf to be no view in autograd's eyes.
+        place.f_view(spec.shape.as_slice())?.f_detach()
     };
     let parameter = view(parameters)?;
     if spec.frozen {

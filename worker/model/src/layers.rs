@@ -35,11 +35,22 @@ pub struct Conv {
 
 impl Conv {
     /// A square convolution, padded such that stride 1 keeps the size.
-    pub fn declare(scope: &mut Scope, name: &str, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
+    pub fn declare(
+        scope: &mut Scope,
+        name: &str,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+    ) -> Self {
         let area = kernel * kernel;
         let init = Init::Glorot { fan_in: inputs * area, fan_out: outputs * area };
-        let weight =
-            scope.layout.parameter(format!("{name}.weight"), &[outputs, inputs, kernel, kernel], init, scope.frozen);
+        let weight = scope.layout.parameter(
+            format!("{name}.weight"),
+            &[outputs, inputs, kernel, kernel],
+            init,
+            scope.frozen,
+        );
         let bias = scope
             .bias
             .then(|| scope.layout.parameter(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen));
@@ -63,7 +74,8 @@ pub struct UpConv {
 impl UpConv {
     pub fn declare(scope: &mut Scope, name: &str, inputs: i64, outputs: i64) -> Self {
         let init = Init::Glorot { fan_in: inputs, fan_out: outputs };
-        let weight = scope.layout.parameter(format!("{name}.weight"), &[inputs, outputs, 1, 1], init, scope.frozen);
+        let weight =
+            scope.layout.parameter(format!("{name}.weight"), &[inputs, outputs, 1, 1], init, scope.frozen);
         let bias = scope.layout.parameter(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen);
         Self { weight, bias }
     }

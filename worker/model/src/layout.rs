@@ -12,7 +12,10 @@ const ALIGNMENT: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// Glorot's uniform: within ±sqrt(6 / (fan_in + fan_out)).
-    Glorot { fan_in: i64, fan_out: i64 },
+    Glorot {
+        fan_in: i64,
+        fan_out: i64,
+    },
     Zeros,
     Ones,
 }
@@ -34,16 +37,6 @@ pub struct Parameter {
     pub range: Range<usize>,
 }
 
-impl Parameter {
-    /// Row-major strides, or for a convolution's weights [O, I, H, W] the channels-last ones.
-    pub fn strides(&self) -> Vec<i64> {
-        match *self.shape {
-            [_, i, h, w] => vec![h * w * i, 1, w * i, i],
-            _ => vec![1; self.shape.len()],
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// The batch norm's name; `.running_mean` and `.running_var` are appended to it.
@@ -53,7 +46,8 @@ pub struct Statistics {
     pub range: Range<usize>,
 }
 
-/// All tensors, in the order of use, with their places.
+/// All tensors, in the order of use, with their places. Each is row-major in its place: what a state or a bucket holds
+/// does not depend on the device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     pub parameters: Vec<Parameter>,
@@ -151,7 +145,8 @@ mod tests {
         let ranges: Vec<_> = layout.parameters.iter().map(|parameter| parameter.range.clone()).collect();
         assert_eq!(ranges, [48..68, 16..19, 0..16, 32..33]);
         assert_eq!((layout.trainable_len, layout.parameter_len), (32, 80));
-        let order: Vec<_> = layout.flat_order().into_iter().map(|id| layout.parameter(id).name.as_str()).collect();
+        let order: Vec<_> =
+            layout.flat_order().into_iter().map(|id| layout.parameter(id).name.as_str()).collect();
         assert_eq!(order, ["c", "b", "d", "a"]);
     }
 }

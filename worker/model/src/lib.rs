@@ -12,8 +12,8 @@
 
 mod options;
 
-mod layout;
 mod layers;
+mod layout;
 mod unet;
 
 mod flat;
@@ -44,11 +44,15 @@ pub enum Error {
     Options(String),
     #[error("{what} must be {expected}, not {found}")]
     Shape { what: &'static str, expected: String, found: String },
-    #[error("batch norm needs two values a channel, but a share of {samples} at {image_size} pixels leaves one: use larger images, larger batches or frozen statistics")]
+    #[error(
+        "batch norm needs two values a channel, but a share of {samples} at {image_size} pixels leaves one: use larger images, larger batches or frozen statistics"
+    )]
     TooFewValues { samples: i64, image_size: i64 },
     #[error("a state of {expected} bytes is needed, {found} are here: both sides must run the same model")]
     StateLength { expected: u64, found: u64 },
-    #[error("pooled moments of {expected} numbers are needed, {found} are here: all ranks must run the same model")]
+    #[error(
+        "pooled moments of {expected} numbers are needed, {found} are here: all ranks must run the same model"
+    )]
     PooledLength { expected: usize, found: usize },
     #[error(transparent)]
     Weights(#[from] WeightsError),

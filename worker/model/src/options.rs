@@ -53,7 +53,10 @@ impl ModelOptions {
             return refuse(format!("its width must be above 0 and at most 16, not {}", self.width));
         }
         if self.image_size == 0 || !self.image_size.is_multiple_of(32) || self.image_size > 1 << 14 {
-            return refuse(format!("the image size must be a multiple of 32 up to 16384, not {}", self.image_size));
+            return refuse(format!(
+                "the image size must be a multiple of 32 up to 16384, not {}",
+                self.image_size
+            ));
         }
         Ok(())
     }

@@ -8,7 +8,8 @@
 pub fn moments(mean: &[f32], var: &[f32], samples: u64) -> Vec<f64> {
     let weight = samples as f64;
     let first = mean.iter().map(|&mean| weight * f64::from(mean));
-    let second = mean.iter().zip(var).map(|(&mean, &var)| weight * (f64::from(var) + f64::from(mean).powi(2)));
+    let second =
+        mean.iter().zip(var).map(|(&mean, &var)| weight * (f64::from(var) + f64::from(mean).powi(2)));
     [weight].into_iter().chain(first).chain(second).collect()
 }
 

@@ -114,7 +114,11 @@ impl StateStaging {
 }
 
 /// Hands the bytes `range` of a flat f32 tensor to `visit`, in order, in one or several pieces, each with its offset.
-pub(crate) fn visit(flat: &Tensor, range: Range<u64>, mut visit: impl FnMut(u64, &[u8])) -> Result<(), Error> {
+pub(crate) fn visit(
+    flat: &Tensor,
+    range: Range<u64>,
+    mut visit: impl FnMut(u64, &[u8]),
+) -> Result<(), Error> {
     if flat.device() == Device::Cpu {
         return Ok(torch_ext::with_f32(flat, |values| {
             let bytes: &[u8] = bytemuck::cast_slice(values);
@@ -128,7 +132,10 @@ pub(crate) fn visit(flat: &Tensor, range: Range<u64>, mut visit: impl FnMut(u64,
         torch_ext::with_f32(&host, |values| {
             let wanted = range.start.max(start * 4)..range.end.min((start + len) * 4);
             let bytes: &[u8] = bytemuck::cast_slice(values);
-            visit(wanted.start, &bytes[(wanted.start - start * 4) as usize..(wanted.end - start * 4) as usize]);
+            visit(
+                wanted.start,
+                &bytes[(wanted.start - start * 4) as usize..(wanted.end - start * 4) as usize],
+            );
         })?;
     }
     Ok(())
@@ -137,7 +144,9 @@ pub(crate) fn visit(flat: &Tensor, range: Range<u64>, mut visit: impl FnMut(u64,
 /// Overwrites a flat f32 tensor with as many bytes.
 pub(crate) fn write(flat: &mut Tensor, bytes: &[u8]) -> Result<(), Error> {
     if flat.device() == Device::Cpu {
-        return Ok(torch_ext::with_f32_mut(flat, |flat| bytemuck::cast_slice_mut(flat).copy_from_slice(bytes))?);
+        return Ok(torch_ext::with_f32_mut(flat, |flat| {
+            bytemuck::cast_slice_mut(flat).copy_from_slice(bytes)
+        })?);
     }
     for (mut chunk, bytes) in flat.f_split(CHUNK as i64, 0)?.into_iter().zip(bytes.chunks(CHUNK * 4)) {
         let host = Tensor::f_from_data_size(bytes, &[(bytes.len() / 4) as i64], Kind::Float)?;

@@ -60,8 +60,13 @@ impl Unet {
         let skips = [w(256) * EXPANSION, w(128) * EXPANSION, w(64) * EXPANSION, w(64)];
         let outputs = [w(1024), w(512), w(256), w(64)];
         let decoder = std::array::from_fn(|stage| {
-            let declared =
-                DecoderStage::declare(decoder_scope, &format!("decoder.{stage}"), inputs, skips[stage], outputs[stage]);
+            let declared = DecoderStage::declare(
+                decoder_scope,
+                &format!("decoder.{stage}"),
+                inputs,
+                skips[stage],
+                outputs[stage],
+            );
             inputs = outputs[stage];
             declared
         });
@@ -103,7 +108,14 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    fn declare(scope: &mut Scope, name: &str, inputs: i64, channels: i64, stride: i64, encoder: Encoder) -> Self {
+    fn declare(
+        scope: &mut Scope,
+        name: &str,
+        inputs: i64,
+        channels: i64,
+        stride: i64,
+        encoder: Encoder,
+    ) -> Self {
         let outputs = channels * EXPANSION;
         let (stride1, stride2) = match encoder {
             Encoder::Torchvision => (1, stride),
@@ -126,7 +138,8 @@ impl Bottleneck {
     }
 
     fn forward(&self, flat: &Flat, x: &Tensor, mode: Mode) -> Result<Tensor, TchError> {
-        let normalised = |(conv, bn): &(Conv, BatchNorm), x: &Tensor| bn.forward(flat, &conv.forward(flat, x)?, mode);
+        let normalised =
+            |(conv, bn): &(Conv, BatchNorm), x: &Tensor| bn.forward(flat, &conv.forward(flat, x)?, mode);
         let [first, second, third] = &self.convs;
         let y = normalised(first, x)?.f_relu_()?;
         let y = normalised(second, &y)?.f_relu_()?;

@@ -22,7 +22,10 @@ pub fn set_grad(param: &Tensor, grad: &Tensor) -> Result<(), Error> {
 ///
 /// It runs on the thread that computes the gradient: on the CPU the one that called backward, on CUDA the engine's.
 /// If it panics, the panic stops here and that backward pass returns an error, with the gradients left incomplete.
-pub fn on_gradient_accumulated<F: FnMut() + Send + 'static>(param: &Tensor, callback: F) -> Result<(), Error> {
+pub fn on_gradient_accumulated<F: FnMut() + Send + 'static>(
+    param: &Tensor,
+    callback: F,
+) -> Result<(), Error> {
     let context = Box::into_raw(Box::new(callback)).cast::<c_void>();
     // SAFETY: the tensor is live for the call. `context` is a fresh box of F that only the shim holds from here on; it
     // calls `call::<F>` from one thread at a time (accumulation holds the node's mutex) and `release::<F>` once, last.

@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn other_layouts_and_dtypes_are_errors() {
-        assert!(with_f32(&Tensor::zeros([4, 4], (Kind::Float, Device::Cpu)).transpose(0, 1), |_| ()).is_err());
+        assert!(
+            with_f32(&Tensor::zeros([4, 4], (Kind::Float, Device::Cpu)).transpose(0, 1), |_| ()).is_err()
+        );
         assert!(with_f32(&Tensor::zeros([4], (Kind::Double, Device::Cpu)), |_| ()).is_err());
     }
 }

@@ -1,0 +1,133 @@
+//! The command line of `musher-worker`.
+
+use std::{
+    io::IsTerminal,
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use musher_proto::ids::WorkerId;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    connection,
+    session::{Exit, Identity},
+    shell,
+};
+
+/// Trains a replica as a member of a Musher team.
+#[derive(Debug, Parser)]
+#[command(name = "musher-worker", version, max_term_width = 100)]
+pub struct Command {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Join a run and train until it ends
+    Join(Join),
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// The coordinator, for example http://10.0.0.1:7400
+    url: String,
+    /// Where the data set is on this machine, if not where the job says
+    #[arg(long, value_name = "DIR")]
+    data_root: Option<String>,
+    /// Address at which the other workers reach this one [default: the one that reaches the coordinator]
+    #[arg(long, value_name = "IP[:PORT]")]
+    advertise: Option<String>,
+    /// Which of this machine's workers this is, from 0
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    local_rank: u32,
+    /// Name of this worker, unique in the team [default: HOSTNAME.LOCAL_RANK]
+    #[arg(long)]
+    name: Option<String>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Seconds to wait for a coordinator that is not up yet
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    connect_timeout_s: u64,
+    /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Json,
+    Pretty,
+}
+
+impl Command {
+    pub fn run(self) -> ExitCode {
+        let Subcommands::Join(join) = self.command;
+        let exit = join.run().unwrap_or_else(|error| Exit::Failed { reason: format!("{error:#}") });
+        match exit {
+            Exit::Finished => ExitCode::SUCCESS,
+            Exit::Resumable => ExitCode::from(75),
+            Exit::Failed { reason } => {
+                eprintln!("musher-worker: {reason}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl Join {
+    fn run(self) -> anyhow::Result<Exit> {
+        init_log(self.log_format);
+        let url = if self.url.contains("://") { self.url.clone() } else { format!("http://{}", self.url) };
+        let host = gethostname::gethostname().to_string_lossy().into_owned();
+        let worker = self.name.clone().unwrap_or_else(|| format!("{host}.{}", self.local_rank));
+        let identity = Identity {
+            worker: WorkerId(worker),
+            incarnation: SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64,
+            host,
+            device: "cpu".into(),
+        };
+        let threads =
+            self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        // Few threads: it only carries messages, and the cores belong to training.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let exit = runtime.block_on(async {
+            let channel = connection::connect(&url, Duration::from_secs(self.connect_timeout_s)).await?;
+            let ring_address = ring_address(self.advertise.as_deref(), &url)?;
+            let options = shell::Options {
+                identity,
+                channel,
+                ring_address,
+                data_root: self.data_root,
+                threads: threads.max(1),
+            };
+            shell::run(options).await
+        });
+        runtime.shutdown_background();
+        exit
+    }
+}
+
+fn ring_address(advertise: Option<&str>, url: &str) -> anyhow::Result<SocketAddr> {
+    let Some(text) = advertise else { return Ok((connection::local_address_towards(url)?, 0).into()) };
+    let address = text.parse::<SocketAddr>().or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, 0).into()));
+    address.map_err(|_| {
+        anyhow::anyhow!("--advertise {text} is not an address such as 10.0.0.7 or 10.0.0.7:7500")
+    })
+}
+
+/// The run's events are the coordinator's to tell; a worker says only what went wrong with itself.
+fn init_log(format: Option<LogFormat>) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    match format {
+        Some(LogFormat::Json) => builder.json().flatten_event(true).init(),
+        None if !terminal => builder.json().flatten_event(true).init(),
+        _ => builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).init(),
+    }
+}

@@ -1,0 +1,57 @@
+//! The worker's connection to the coordinator, and the address its peers reach it at.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use tokio::time;
+use tonic::transport::{Channel, Endpoint};
+use tracing::debug;
+
+/// Between two attempts to reach a coordinator that is not there yet.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Connects, waiting up to `patience` for the coordinator to come up.
+pub async fn connect(url: &str, patience: Duration) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::new(url.to_owned())
+        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(10));
+    let deadline = Instant::now() + patience;
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(anyhow!(error)).with_context(|| {
+                    format!(
+                        "no coordinator answered at {url} for {} s: start it, or correct the address",
+                        patience.as_secs()
+                    )
+                });
+            }
+            Err(error) => debug!(%error, "the coordinator is not there yet"),
+        }
+        time::sleep(RETRY).await;
+    }
+}
+
+/// The address of this machine that the coordinator's network reaches: the one that the system would
+/// send from. Nothing is sent.
+pub fn local_address_towards(url: &str) -> anyhow::Result<IpAddr> {
+    let uri: tonic::codegen::http::Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
+    let host = uri.host().with_context(|| format!("{url} names no host"))?.trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(80);
+    let route = |from: &str| -> std::io::Result<SocketAddr> {
+        let socket = UdpSocket::bind(from)?;
+        socket.connect((host, port))?;
+        socket.local_addr()
+    };
+    let address = route("0.0.0.0:0").or_else(|_| route("[::]:0"));
+    Ok(address
+        .with_context(|| format!("no route to {host}: give this worker's address with --advertise"))?
+        .ip())
+}

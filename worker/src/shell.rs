@@ -1,0 +1,276 @@
+//! The async shell: carries messages between the coordinator, the session and the training thread.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, mpsc as sync_mpsc},
+    time::Duration,
+};
+
+use anyhow::Context;
+use musher_collective::{Aborter, RingListener};
+use musher_dataset::{Dataset, DatasetError, ImageCache, Source as DataSource, Warnings};
+use musher_proto::{
+    convert::Malformed,
+    ids::Generation,
+    job::JobConfig,
+    message::{DataFacts, DataWarning, Fenced, FromWorker, Start, ToWorker},
+    wire::{self, training_client::TrainingClient},
+};
+use tokio::{sync::mpsc, task, time};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
+use tracing::{info, warn};
+
+use crate::{
+    session::{Command, Exit, Identity, Input, Output, Session},
+    train::{ProgressBoard, Source, StopFlag, TrainingData},
+    trainer::{self, Order, Product},
+    transfer,
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Messages to the coordinator that are not sent yet; a worker has a handful in flight.
+const OUTBOX: usize = 64;
+/// Orders that the training thread has not begun; the coordinator sends at most three in a row.
+const ORDERS: usize = 16;
+/// What the training thread has done and nobody has taken yet.
+const PRODUCTS: usize = 16;
+/// A checkpoint's chunks on their way to the training thread.
+const CHUNKS: usize = 8;
+/// For the last words to reach the coordinator.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+pub struct Options {
+    pub identity: Identity,
+    pub channel: Channel,
+    /// Where peers connect; port 0 takes any.
+    pub ring_address: SocketAddr,
+    /// Where the data is, if not where the job says.
+    pub data_root: Option<String>,
+    /// Of libtorch.
+    pub threads: usize,
+}
+
+/// Serves one run, to its end.
+pub async fn run(options: Options) -> anyhow::Result<Exit> {
+    let (to_coordinator, outgoing) = mpsc::channel::<wire::WorkerMessage>(OUTBOX);
+    let (session, first) = Session::start(options.identity.clone());
+    let (inputs, mut input) = mpsc::channel(OUTBOX);
+    let (products, mut produced) = mpsc::channel(PRODUCTS);
+    let mut shell = Shell {
+        options,
+        session,
+        to_coordinator,
+        inputs,
+        products,
+        board: Arc::new(ProgressBoard::default()),
+        orders: None,
+        opened: None,
+        exchange: None,
+        stop: StopFlag::default(),
+    };
+    // Hello is on its way before the stream is opened: the coordinator answers to it.
+    let mut exit = shell.perform(first).await?;
+    let channel = shell.options.channel.clone();
+    let mut inbound = TrainingClient::new(channel)
+        .session(ReceiverStream::new(outgoing))
+        .await
+        .map_err(describe)?
+        .into_inner();
+    let mut heartbeat = time::interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    while exit.is_none() {
+        let input = tokio::select! {
+            message = inbound.message() => received(message),
+            Some(input) = input.recv() => input,
+            Some(product) = produced.recv() => match product {
+                Product::Report { generation, report } => Input::Reported { generation, report },
+                Product::Part { term, checkpoint, offset, snapshot, weights } => {
+                    let worker = shell.options.identity.worker.clone();
+                    let channel = shell.options.channel.clone();
+                    let upload = transfer::upload(channel, term, worker, checkpoint.clone(), offset, snapshot, weights);
+                    task::spawn(async move {
+                        if let Err(status) = upload.await {
+                            warn!(checkpoint = checkpoint.as_str(), reason = status.message(), "a part was not stored");
+                        }
+                    });
+                    continue;
+                }
+            },
+            _ = heartbeat.tick() => Input::HeartbeatDue(shell.board.read()),
+        };
+        let outputs = shell.session.handle(input);
+        exit = shell.perform(outputs).await?;
+    }
+    drop(shell);
+    let _ = time::timeout(FAREWELL, until_closed(&mut inbound)).await;
+    exit.context("the loop above ends with an exit")
+}
+
+fn received(message: Result<Option<wire::CoordinatorMessage>, tonic::Status>) -> Input {
+    let disconnected = |reason: String| Input::Disconnected { reason };
+    match message {
+        Ok(Some(message)) => match Fenced::<ToWorker>::try_from(message) {
+            Ok(message) => Input::Received(message),
+            Err(error @ Malformed { .. }) => disconnected(error.to_string()),
+        },
+        Ok(None) => disconnected("it closed the connection".into()),
+        Err(status) => disconnected(status.message().to_owned()),
+    }
+}
+
+fn describe(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the coordinator took no session: {}", status.message())
+}
+
+async fn until_closed(inbound: &mut Streaming<wire::CoordinatorMessage>) {
+    while let Ok(Some(_)) = inbound.message().await {}
+}
+
+struct Shell {
+    options: Options,
+    session: Session,
+    to_coordinator: mpsc::Sender<wire::WorkerMessage>,
+    inputs: mpsc::Sender<Input>,
+    products: mpsc::Sender<Product>,
+    board: Arc<ProgressBoard>,
+    orders: Option<sync_mpsc::SyncSender<(Generation, Order)>>,
+    /// What the training thread starts with, until it does.
+    opened: Option<sync_mpsc::Receiver<trainer::Start>>,
+    exchange: Option<Aborter>,
+    stop: StopFlag,
+}
+
+impl Shell {
+    async fn perform(&mut self, outputs: Vec<Output>) -> anyhow::Result<Option<Exit>> {
+        for output in outputs {
+            match output {
+                Output::Send(message) => self.send(message).await,
+                Output::OpenData { job } => self.open_data(*job),
+                Output::Command { generation, command } => self.command(generation, command)?,
+                Output::AbortExchange => {
+                    if let Some(aborter) = self.exchange.take() {
+                        aborter.abort();
+                    }
+                }
+                Output::Exit(exit) => return Ok(Some(exit)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn send(&self, message: Fenced<FromWorker>) {
+        // An error means that the stream has ended, of which the session will hear.
+        let _ = self.to_coordinator.send(message.into()).await;
+    }
+
+    /// Reads the lists on a thread of its own; the session hears how it went.
+    fn open_data(&mut self, job: JobConfig) {
+        let inputs = self.inputs.clone();
+        let warnings = self.inputs.clone();
+        let root = self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into);
+        let (ring_address, threads, board) =
+            (self.options.ring_address, self.options.threads, self.board.clone());
+        let (ready, opened) = sync_mpsc::sync_channel(1);
+        self.opened = Some(opened);
+        task::spawn_blocking(move || {
+            let source = DataSource {
+                root,
+                train_split: job.data.train_split.clone(),
+                val_split: job.data.val_split.clone(),
+            };
+            let input = match open(&source, ring_address) {
+                Ok((dataset, listener)) => {
+                    let facts = DataFacts {
+                        digest: dataset.digest().to_owned(),
+                        train_samples: dataset.train().samples.len() as u64,
+                        val_samples: dataset.val().samples.len() as u64,
+                    };
+                    let address =
+                        listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+                    let warn = move |warning: musher_dataset::DataWarning| {
+                        let warning = DataWarning {
+                            file: warning.file.display().to_string(),
+                            problem: warning.problem,
+                        };
+                        let _ = warnings.blocking_send(Input::DataWarned(warning));
+                    };
+                    let data = TrainingData {
+                        dataset: Arc::new(dataset),
+                        cache: Arc::new(ImageCache::new(job.data.cache_mb as usize * (1 << 20))),
+                        warnings: Arc::new(Warnings::new(warn)),
+                        threads: match job.data.loader_threads {
+                            0 => threads,
+                            chosen => chosen as usize,
+                        },
+                    };
+                    let job = Arc::new(job);
+                    let _ =
+                        ready.send(trainer::Start { job, data, listener, board, threads: threads as i32 });
+                    Input::DataOpened { facts, ring_address: address }
+                }
+                Err(error) => Input::DataFailed { reason: format!("{error:#}") },
+            };
+            let _ = inputs.blocking_send(input);
+        });
+    }
+
+    fn command(&mut self, generation: Generation, command: Command) -> anyhow::Result<()> {
+        let order = match command {
+            Command::Form(form) => {
+                let aborter = Aborter::new()?;
+                self.exchange = Some(aborter.clone());
+                let source = self.source(&form.start, form.rank == form.donor);
+                Order::Form { form, source, aborter }
+            }
+            Command::Train(order) => {
+                self.stop = StopFlag::default();
+                Order::Train { order, stop: self.stop.clone() }
+            }
+            Command::Pause => {
+                self.stop.raise();
+                return Ok(());
+            }
+            Command::Validate(order) => Order::Validate(order),
+            Command::Save { term, save } => Order::Save { term, save },
+            Command::Leave => Order::Leave,
+        };
+        let taken = self.orders()?.try_send((generation, order)).is_ok();
+        anyhow::ensure!(taken, "the training thread does not take orders any more");
+        Ok(())
+    }
+
+    /// The training thread's inbox; the thread starts with the first order.
+    fn orders(&mut self) -> anyhow::Result<&sync_mpsc::SyncSender<(Generation, Order)>> {
+        if self.orders.is_none() {
+            let start = self.opened.take().and_then(|opened| opened.try_recv().ok());
+            let start = start.context("the coordinator gave orders before this worker joined")?;
+            info!(threads = start.threads, loader_threads = start.data.threads, "the training thread starts");
+            let (orders, inbox) = sync_mpsc::sync_channel(ORDERS);
+            trainer::start(start, inbox, self.products.clone());
+            self.orders = Some(orders);
+        }
+        self.orders.as_ref().context("the training thread was started above")
+    }
+
+    fn source(&self, start: &Start, donor: bool) -> Source {
+        match start {
+            Start::Seeded => Source::Seeded,
+            Start::Held => Source::Held,
+            Start::Checkpoint(id) if donor => {
+                let (sender, chunks) = sync_mpsc::sync_channel(CHUNKS);
+                task::spawn(transfer::download(self.options.channel.clone(), id.clone(), sender));
+                Source::Checkpoint(chunks)
+            }
+            Start::Checkpoint(_) => Source::Held, // comes by broadcast
+        }
+    }
+}
+
+fn open(source: &DataSource, ring_address: SocketAddr) -> anyhow::Result<(Dataset, RingListener)> {
+    let dataset = Dataset::open(source).map_err(|error: DatasetError| anyhow::anyhow!(error))?;
+    let listener = RingListener::bind(ring_address).with_context(|| {
+        format!("peers can't be heard at {ring_address}: give an address of this machine with --advertise")
+    })?;
+    Ok((dataset, listener))
+}

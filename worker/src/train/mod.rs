@@ -1,0 +1,157 @@
+//! The step, and what happens between two steps: one replica and its team, on one thread.
+//!
+//! It knows nothing of the coordinator, of messages or of async code; the tests of the whole team's
+//! arithmetic drive it directly.
+
+mod data;
+mod position;
+mod progress;
+pub mod schedule;
+mod segment;
+mod step;
+mod sync;
+mod validate;
+
+use std::sync::Arc;
+
+use musher_collective::{Collective, CollectiveError};
+use musher_dataset::DatasetError;
+use musher_model::{Encoder, ModelOptions, Replica};
+use musher_proto::{
+    ids::{Generation, Rank},
+    job::{self, JobConfig},
+    message::ReplicaLabel,
+};
+use tch::Device;
+use thiserror::Error;
+
+pub use data::TrainingData;
+pub use position::Position;
+pub use progress::ProgressBoard;
+pub use segment::{SegmentEnd, Snapshot, StopFlag};
+pub use sync::Source;
+
+/// Why the work of a generation, or of the whole run, can't go on.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The exchange with the peers broke; the replica holds its last applied step.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The control word did not add up: some rank was not at this step, or was leaving.
+    #[error("step {step} was not completed by all ranks")]
+    Incomplete { step: u64 },
+    #[error("the state received in the sync has digest {found:016x}, the donor's is {expected:016x}")]
+    TornSync { expected: u64, found: u64 },
+    #[error("the checkpoint could not be downloaded: {0}")]
+    Download(String),
+    #[error(transparent)]
+    Data(#[from] DatasetError),
+    #[error(
+        "the gradient was not finite in {0} steps in a row: lower train.learning_rate, or set train.clip_norm"
+    )]
+    NotFinite(u32),
+    #[error(transparent)]
+    Model(#[from] musher_model::Error),
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}
+
+impl TrainError {
+    /// Whether the worker is sound and only its generation is over.
+    pub fn ends_generation_only(&self) -> bool {
+        match self {
+            TrainError::Collective(_)
+            | TrainError::Incomplete { .. }
+            | TrainError::TornSync { .. }
+            | TrainError::Download(_) => true,
+            TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Model(_) | TrainError::Torch(_) => {
+                false
+            }
+        }
+    }
+
+    /// Whether any other worker would fail in the same way.
+    pub fn any_worker(&self) -> bool {
+        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_))
+    }
+}
+
+/// A replica and what it needs to train.
+pub struct Trainer {
+    job: Arc<JobConfig>,
+    data: TrainingData,
+    replica: Replica,
+    /// The generation whose sync this replica's state completed last; 0: it holds nothing of the run.
+    lineage: Generation,
+    /// Samples that moved this replica's running statistics since they were last pooled.
+    unpooled_samples: u64,
+    /// Steps in a row whose gradient was not finite.
+    bad_streak: u32,
+    pub board: Arc<ProgressBoard>,
+}
+
+/// This rank's membership of one generation.
+pub struct Membership {
+    pub generation: Generation,
+    pub collective: Box<dyn Collective>,
+}
+
+impl Membership {
+    pub fn rank(&self) -> Rank {
+        Rank(self.collective.rank())
+    }
+
+    pub fn world(&self) -> u32 {
+        self.collective.world()
+    }
+}
+
+impl Trainer {
+    /// A trainer with a replica initialised from the job's seed.
+    pub fn new(
+        job: Arc<JobConfig>,
+        data: TrainingData,
+        device: Device,
+        board: Arc<ProgressBoard>,
+    ) -> Result<Self, TrainError> {
+        let replica = Replica::new(&model_options(&job), job.seed, device)?;
+        Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
+    }
+
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    pub fn position(&self) -> Position {
+        Position::from_counters(self.replica.counters())
+    }
+
+    /// What the replica holds; `None` before its first sync.
+    pub fn held(&self) -> Option<ReplicaLabel> {
+        (self.lineage != Generation(0)).then(|| self.label())
+    }
+
+    pub fn label(&self) -> ReplicaLabel {
+        let position = self.position();
+        ReplicaLabel {
+            lineage: self.lineage,
+            applied: position.applied,
+            epoch: position.epoch,
+            cursor: position.cursor,
+        }
+    }
+}
+
+fn model_options(job: &JobConfig) -> ModelOptions {
+    ModelOptions {
+        classes: job.model.classes as usize,
+        encoder: match job.model.encoder {
+            job::EncoderVariant::Torchvision => Encoder::Torchvision,
+            job::EncoderVariant::Keras => Encoder::Keras,
+        },
+        width: job.model.width,
+        freeze_encoder: job.model.freeze_encoder,
+        freeze_batch_norm: job.model.freeze_batch_norm,
+        image_size: job.data.image_size as usize,
+    }
+}

@@ -1,0 +1,137 @@
+//! A segment: steps in a row without a word to the coordinator.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use musher_collective::{Phase, Tag};
+use musher_dataset::BatchPlan;
+use musher_proto::{
+    message::{EpochTotals, Phase as WorkerPhase, ReplicaLabel, Train},
+    shard::Segment,
+};
+
+use super::{Membership, TrainError, Trainer};
+
+/// Asks the team to stop after the step in flight. Any rank's is enough: the flag travels in the
+/// control word, so all stop after the same step.
+#[derive(Clone, Debug, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The team stands between two steps; all ranks report the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SegmentEnd {
+    pub held: ReplicaLabel,
+    /// Stopped on request before the segment's end.
+    pub paused: bool,
+    pub totals: EpochTotals,
+    pub state_digest: u64,
+}
+
+impl Trainer {
+    /// Trains from the cursor to the segment's end, then pools batch norm's statistics over the ranks.
+    ///
+    /// `after_step` sees each applied step's loss.
+    pub fn train(
+        &mut self,
+        member: &mut Membership,
+        order: Train,
+        stop: &StopFlag,
+        mut after_step: impl FnMut(f64),
+    ) -> Result<SegmentEnd, TrainError> {
+        self.board.enter(WorkerPhase::Training);
+        let position = self.position();
+        if position.epoch != order.epoch {
+            self.replica.set_counters(position.at_start_of(order.epoch).to_counters());
+        }
+        let segment = Segment {
+            seed: self.job.seed,
+            epoch: order.epoch,
+            cursor: order.cursor,
+            end: order.end,
+            samples: self.data.dataset.train().samples.len() as u64,
+            global_batch: u64::from(self.job.train.global_batch),
+        };
+        let (rank, world) = (member.rank(), member.world());
+        let plan = segment.steps(rank, world).map(move |shard| BatchPlan {
+            key: shard.positions.start,
+            epoch: order.epoch.0,
+            sample_ids: shard.sample_ids,
+        });
+        let mut loader = self.data.training(&self.job, plan);
+        let mut paused = false;
+        for shard in segment.steps(rank, world) {
+            let Some(batch) = loader.next() else { break };
+            let batch = batch?;
+            let samples = shard.positions.end - shard.positions.start;
+            let outcome = self.step(member, &batch, shard.positions, stop.is_raised())?;
+            self.board.stepped(self.position(), outcome.loss, samples, outcome.compute);
+            after_step(outcome.loss);
+            if outcome.stop {
+                paused = self.position().cursor < segment.end;
+                break;
+            }
+        }
+        self.pool_batch_norm(member)?;
+        let state_digest = self.replica.state_digest()?;
+        Ok(SegmentEnd { held: self.label(), paused, totals: self.position().totals, state_digest })
+    }
+
+    /// Makes the running statistics those of all samples that the team has seen. Once per stopping
+    /// point: a re-formed team that stands at one already skips it.
+    fn pool_batch_norm(&mut self, member: &mut Membership) -> Result<(), TrainError> {
+        let mut position = self.position();
+        if position.pooled_at == Some(position.applied) {
+            return Ok(());
+        }
+        let mut sums = self.replica.pooled_moments(self.unpooled_samples)?;
+        member.collective.all_reduce_f64(Tag::new(position.applied.0, 0, Phase::BatchNorm), &mut sums)?;
+        self.replica.set_pooled(&sums, member.world() as usize)?;
+        self.unpooled_samples = 0;
+        position.pooled_at = Some(position.applied);
+        self.replica.set_counters(position.to_counters());
+        Ok(())
+    }
+
+    /// How long a piece of work held the training thread, in milliseconds.
+    pub(super) fn timed<T>(work: impl FnOnce() -> Result<T, TrainError>) -> Result<(T, f64), TrainError> {
+        let started = Instant::now();
+        let result = work()?;
+        Ok((result, started.elapsed().as_secs_f64() * 1e3))
+    }
+
+    /// A copy of a slice of the state, its digest, and how long the copy held the training thread.
+    pub fn snapshot(&mut self, offset: u64, length: u64) -> Result<Snapshot, TrainError> {
+        self.board.enter(WorkerPhase::Saving);
+        let replica = &self.replica;
+        let (bytes, stall_ms) = Self::timed(|| Ok(replica.read_state(offset, length as usize)?))?;
+        Ok(Snapshot {
+            held: self.label(),
+            digest: musher_proto::digest::of_slice(offset / 4, &bytes),
+            bytes,
+            stall_ms,
+        })
+    }
+}
+
+/// A slice of a replica's state at one moment.
+pub struct Snapshot {
+    pub held: ReplicaLabel,
+    pub bytes: Vec<u8>,
+    pub digest: u64,
+    pub stall_ms: f64,
+}

@@ -1,0 +1,162 @@
+//! One optimizer step: local gradients, their sum over the ranks, the control word, the update.
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use musher_collective::{Phase, Tag};
+use musher_dataset::Batch;
+use musher_model::Mode;
+use musher_proto::{
+    ids::{Generation, Step},
+    shard::scramble,
+};
+
+use super::{Membership, TrainError, Trainer, data::DeviceBatch, schedule::learning_rate};
+
+/// So many steps in a row without a finite gradient end the run.
+const BAD_STREAK_LIMIT: u32 = 20;
+
+pub(super) struct StepOutcome {
+    /// Mean over the global batch's pixels.
+    pub loss: f64,
+    /// Some rank wants this to be the last step.
+    pub stop: bool,
+    /// This rank's own work, waiting for peers not counted.
+    pub compute: Duration,
+}
+
+/// What the ranks sum at the end of each step, after the last gradient.
+struct ControlWord {
+    /// Adds up to world x nonce only if all ranks are at this very step of this generation.
+    nonce: f64,
+    stop: f64,
+    loss_sum: f64,
+}
+
+impl Trainer {
+    /// Trains on one global batch, of which `batch` is this rank's share, possibly empty.
+    ///
+    /// On an error the step leaves no trace in the replica.
+    pub(super) fn step(
+        &mut self,
+        member: &mut Membership,
+        batch: &Batch,
+        positions: Range<u64>,
+        stop: bool,
+    ) -> Result<StepOutcome, TrainError> {
+        let started = Instant::now();
+        let position = self.position();
+        let samples = positions.end - positions.start;
+        let mask_side = u64::from(self.job.data.image_size / 2);
+        let pixels = (samples * mask_side * mask_side) as f64;
+
+        self.replica.begin_step()?;
+        self.replica.zero_gradients()?;
+        let loss_sum = self.accumulate(batch, 1.0 / pixels)?;
+        let local = started.elapsed();
+
+        let step = position.applied;
+        self.reduce_gradients(member, step)?;
+        let nonce = nonce(member.generation, step);
+        let mine = ControlWord { nonce, stop: f64::from(u8::from(stop)), loss_sum };
+        let sum = mine.sum(member, step)?;
+        if sum.nonce != nonce * f64::from(member.world()) {
+            return Err(TrainError::Incomplete { step: step.0 });
+        }
+
+        let updating = Instant::now();
+        let loss = sum.loss_sum / pixels;
+        self.update(positions, samples, loss, batch.sample_ids.len() as u64)?;
+        Ok(StepOutcome { loss, stop: sum.stop > 0.0, compute: local + updating.elapsed() })
+    }
+
+    /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
+    /// nothing and leaves batch norm alone.
+    fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {
+        let samples = batch.sample_ids.len() as i64;
+        if samples == 0 {
+            return Ok(0.0);
+        }
+        let on_device = DeviceBatch::new(batch, &self.job, self.replica.device())?;
+        let micro = match i64::from(self.job.train.micro_batch) {
+            0 => samples,
+            micro => micro,
+        };
+        let mut loss_sum = 0.0;
+        for start in (0..samples).step_by(micro as usize) {
+            let part = on_device.slice(start, micro.min(samples - start))?;
+            let logits = self.replica.forward(&part.images, Mode::Train)?;
+            loss_sum += self.replica.backward_sum_loss(&logits, &part.masks, scale)?;
+        }
+        Ok(loss_sum)
+    }
+
+    fn reduce_gradients(&mut self, member: &mut Membership, step: Step) -> Result<(), TrainError> {
+        let buckets: Vec<_> = self.replica.buckets().iter().map(|bucket| bucket.range.clone()).collect();
+        self.replica.with_gradients_mut(|gradients| {
+            for (index, range) in buckets.into_iter().enumerate() {
+                let tag = Tag::new(step.0, index as u32, Phase::Gradients);
+                member.collective.all_reduce(tag, &mut gradients[range])?;
+            }
+            Ok(())
+        })?
+    }
+
+    /// The step is complete on all ranks: it counts, and changes the parameters if its gradient is
+    /// finite. All ranks hold the same gradient, so they agree without asking.
+    fn update(
+        &mut self,
+        positions: Range<u64>,
+        samples: u64,
+        loss: f64,
+        own_samples: u64,
+    ) -> Result<(), TrainError> {
+        let mut position = self.position();
+        let gradient = self.replica.gradient_norm_and_finite()?;
+        if gradient.finite {
+            let clip_norm = self.job.train.clip_norm;
+            if clip_norm > 0.0 {
+                self.replica.clip_gradients(gradient, clip_norm)?;
+            }
+            let rate = learning_rate(&self.job.train, position.applied, self.total_steps());
+            self.replica.adam_step(rate, false)?;
+            self.replica.commit()?;
+            self.unpooled_samples += own_samples;
+            self.bad_streak = 0;
+        } else {
+            position.totals.steps_skipped += 1;
+            self.bad_streak += 1;
+        }
+        position.applied = position.applied.next();
+        position.cursor = positions.end;
+        position.totals.loss_sum += loss * samples as f64;
+        self.replica.set_counters(position.to_counters());
+        match self.bad_streak {
+            BAD_STREAK_LIMIT.. => Err(TrainError::NotFinite(self.bad_streak)),
+            _ => Ok(()),
+        }
+    }
+
+    fn total_steps(&self) -> u64 {
+        let samples = self.data.dataset.train().samples.len() as u64;
+        samples.div_ceil(u64::from(self.job.train.global_batch)) * u64::from(self.job.train.epochs)
+    }
+}
+
+impl ControlWord {
+    fn sum(self, member: &mut Membership, step: Step) -> Result<Self, TrainError> {
+        let mut words = [self.nonce, self.stop, self.loss_sum];
+        member.collective.all_reduce_f64(Tag::new(step.0, 0, Phase::Control), &mut words)?;
+        let [nonce, stop, loss_sum] = words;
+        Ok(Self { nonce, stop, loss_sum })
+    }
+}
+
+/// A number that belongs to this step of this generation alone, small enough for its sums over any team
+/// to be exact in f64.
+fn nonce(generation: Generation, step: Step) -> f64 {
+    let bits = scramble(scramble(generation.0) ^ step.0) >> 32;
+    (bits | 1) as f64
+}

@@ -1,0 +1,84 @@
+//! Validation of this rank's units, and the picture of a few predictions.
+
+use std::collections::HashMap;
+
+use musher_dataset::{BatchPlan, strip};
+use musher_model::{Mode, metrics};
+use musher_proto::{
+    message::{Phase as WorkerPhase, UnitResult, Validate, Validated},
+    shard::ValidationUnits,
+};
+
+use super::{Membership, TrainError, Trainer, data::DeviceBatch};
+
+impl Trainer {
+    /// Evaluates this rank's share of the validation split.
+    pub fn validate(&mut self, member: &Membership, order: Validate) -> Result<Validated, TrainError> {
+        self.board.enter(WorkerPhase::Validating);
+        let units = ValidationUnits {
+            samples: self.data.dataset.val().samples.len() as u64,
+            unit: u64::from(self.job.train.global_batch),
+        };
+        let mine = units.of_rank(member.rank(), member.world());
+        let plan = mine.map(move |index| BatchPlan {
+            key: index,
+            epoch: 0,
+            sample_ids: units.positions(index).collect(),
+        });
+        let mut loader = self.data.validation(&self.job, plan);
+        let mut results = Vec::new();
+        while let Some(batch) = loader.next() {
+            let batch = batch?;
+            let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
+            let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
+            let evaluation = metrics::evaluate(&logits, &on_device.masks)?;
+            results.push(UnitResult {
+                index: batch.key,
+                samples: batch.sample_ids.len() as u64,
+                loss_sum: evaluation.loss_sum,
+                confusion: evaluation.confusion.counts,
+            });
+        }
+        let samples_png = match member.rank().0 {
+            0 if order.samples_wanted > 0 => self.picture(u64::from(order.samples_wanted))?,
+            _ => Vec::new(),
+        };
+        Ok(Validated {
+            epoch: order.epoch,
+            state_digest: self.replica.state_digest()?,
+            units: results,
+            samples_png,
+        })
+    }
+
+    /// Images, truth and prediction of a few samples, spread over the split and always the same.
+    fn picture(&mut self, wanted: u64) -> Result<Vec<u8>, TrainError> {
+        let available = self.data.dataset.val().samples.len() as u64;
+        let rows = wanted.min(available);
+        let sample_ids = (0..rows).map(|row| row * available / rows).collect();
+        let plan = [BatchPlan { key: 0, epoch: 0, sample_ids }];
+        let Some(batch) = self.data.validation(&self.job, plan.into_iter()).next() else {
+            return Ok(Vec::new());
+        };
+        let batch = batch?;
+        let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
+        let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
+        let predicted =
+            Vec::<u8>::try_from(metrics::argmax(&logits)?.f_flatten(0, -1)?.f_to_device(tch::Device::Cpu)?)?;
+        let side = self.job.data.image_size as usize;
+        let (image, mask) = (side * side * 3, side * side / 4);
+        let rows: Vec<_> = (0..batch.sample_ids.len())
+            .map(|row| strip::StripRow {
+                image: batch.images[row * image..][..image].to_vec(),
+                truth: batch.masks[row * mask..][..mask].to_vec(),
+                predicted: predicted[row * mask..][..mask].to_vec(),
+            })
+            .collect();
+        Ok(strip::render(&rows, self.job.data.image_size))
+    }
+
+    /// The network's weights as a safetensors file.
+    pub fn weights(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>, TrainError> {
+        Ok(self.replica.weights_safetensors(metadata)?)
+    }
+}

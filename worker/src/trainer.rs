@@ -1,0 +1,209 @@
+//! The training thread: it owns the replica and its membership, takes commands, and reports. The async
+//! shell never waits for it, and it never waits for the shell.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc::Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use musher_collective::{Aborter, CollectiveError, RingListener, RingSpec, Secret};
+use musher_proto::{
+    ids::{CheckpointId, Generation, Rank, Term},
+    job::JobConfig,
+    message::{Failed, Form, Interrupted, Phase, Save, SegmentFinished},
+};
+use tokio::sync::mpsc::Sender;
+use tracing::debug;
+
+use crate::{
+    session::Report,
+    train::{Membership, ProgressBoard, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData},
+};
+
+/// A command with what the shell adds to it.
+pub enum Order {
+    Form { form: Box<Form>, source: Source, aborter: Aborter },
+    Train { order: musher_proto::message::Train, stop: StopFlag },
+    Validate(musher_proto::message::Validate),
+    Save { term: Term, save: Save },
+    Leave,
+}
+
+/// What comes back.
+pub enum Product {
+    Report {
+        generation: Generation,
+        report: Report,
+    },
+    /// A part of a checkpoint, to be uploaded.
+    Part {
+        term: Term,
+        checkpoint: CheckpointId,
+        offset: u64,
+        snapshot: Snapshot,
+        weights: Option<Vec<u8>>,
+    },
+}
+
+pub struct Start {
+    pub job: Arc<JobConfig>,
+    pub data: TrainingData,
+    pub listener: RingListener,
+    pub board: Arc<ProgressBoard>,
+    /// Of libtorch, for this replica.
+    pub threads: i32,
+}
+
+/// Starts the thread; it ends when `orders` does.
+pub fn start(start: Start, orders: Receiver<(Generation, Order)>, products: Sender<Product>) {
+    let run = move || {
+        let products_of_panic = products.clone();
+        let work = AssertUnwindSafe(|| run(start, orders, products));
+        if let Err(panic) = catch_unwind(work) {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            let reason = format!("the training thread panicked: {text}");
+            let report = Report::Failed(Failed { reason, any_worker: false });
+            let _ = products_of_panic.blocking_send(Product::Report { generation: Generation(0), report });
+        }
+    };
+    thread::Builder::new().name("train".into()).spawn(run).expect("the system can start a thread");
+}
+
+struct Worker {
+    trainer: Trainer,
+    listener: RingListener,
+    step_timeout: Duration,
+    member: Option<Membership>,
+}
+
+fn run(start: Start, orders: Receiver<(Generation, Order)>, products: Sender<Product>) {
+    tch::set_num_threads(start.threads);
+    let step_timeout = Duration::from_secs_f64(start.job.cluster.step_timeout_s);
+    let trainer = Trainer::new(start.job, start.data, tch::Device::Cpu, start.board);
+    let mut worker = match trainer {
+        Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, member: None },
+        Err(error) => {
+            let report = Report::Failed(Failed { reason: error.to_string(), any_worker: true });
+            let _ = products.blocking_send(Product::Report { generation: Generation(0), report });
+            return;
+        }
+    };
+    worker.trainer.board.enter(Phase::Idle);
+    while let Ok((generation, order)) = orders.recv() {
+        let product = match worker.perform(generation, order) {
+            Ok(product) => product,
+            Err(error) => Product::Report { generation, report: worker.broken_off(error) },
+        };
+        worker.trainer.board.enter(Phase::Idle);
+        if products.blocking_send(product).is_err() {
+            return; // the shell has ended
+        }
+    }
+}
+
+impl Worker {
+    fn perform(&mut self, generation: Generation, order: Order) -> Result<Product, TrainError> {
+        let report = match order {
+            Order::Form { form, source, aborter } => {
+                self.member = None;
+                let mut member = self.connect(generation, &form, &aborter)?;
+                let synced = self.trainer.sync(&mut member, form.donor, form.broadcast, source)?;
+                self.member = Some(member);
+                Report::Synced(synced)
+            }
+            Order::Train { order, stop } => {
+                let member = self.member.as_mut().ok_or(CollectiveError::Aborted)?;
+                let end = self.trainer.train(member, order, &stop, |_| ())?;
+                Report::SegmentFinished(SegmentFinished {
+                    held: end.held,
+                    paused: end.paused,
+                    totals: end.totals,
+                    state_digest: end.state_digest,
+                })
+            }
+            Order::Validate(order) => {
+                let member = self.member.as_ref().ok_or(CollectiveError::Aborted)?;
+                Report::Validated(self.trainer.validate(member, order)?)
+            }
+            Order::Save { term, save } => {
+                let snapshot = self.trainer.snapshot(save.offset, save.length)?;
+                let metadata =
+                    save.weights.map(|json| serde_json::from_str(&json).unwrap_or_else(|_| HashMap::new()));
+                let weights = metadata.map(|metadata| self.trainer.weights(metadata)).transpose()?;
+                return Ok(Product::Part {
+                    term,
+                    checkpoint: save.checkpoint,
+                    offset: save.offset,
+                    snapshot,
+                    weights,
+                });
+            }
+            Order::Leave => {
+                self.member = None;
+                Report::Left(Interrupted { held: self.trainer.held(), reason: String::new(), suspect: None })
+            }
+        };
+        Ok(Product::Report { generation, report })
+    }
+
+    fn connect(
+        &self,
+        generation: Generation,
+        form: &Form,
+        aborter: &Aborter,
+    ) -> Result<Membership, TrainError> {
+        self.trainer.board.enter(Phase::Connecting);
+        let addresses = form
+            .roster
+            .iter()
+            .map(|member| {
+                member.ring_address.parse::<SocketAddr>().map_err(|_| {
+                    CollectiveError::Invalid(format!(
+                        "{} is no address of {}",
+                        member.ring_address, member.worker
+                    ))
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let spec = RingSpec {
+            generation: generation.0,
+            rank: form.rank.0,
+            addresses,
+            secret: Secret(form.secret),
+            step_timeout: self.step_timeout,
+        };
+        let ring = self.listener.form(&spec, Instant::now() + self.step_timeout, aborter)?;
+        Ok(Membership { generation, collective: Box::new(ring) })
+    }
+
+    /// The generation is over for this worker, or the worker itself is.
+    fn broken_off(&mut self, error: TrainError) -> Report {
+        debug!(%error, "leaving the generation");
+        self.member = None;
+        if !error.ends_generation_only() {
+            return Report::Failed(Failed { reason: error.to_string(), any_worker: error.any_worker() });
+        }
+        let (reason, suspect) = match &error {
+            TrainError::Collective(CollectiveError::Aborted) => (String::new(), None),
+            TrainError::Collective(broken) => (broken.to_string(), suspect(broken)),
+            other => (other.to_string(), None),
+        };
+        Report::Left(Interrupted { held: self.trainer.held(), reason, suspect })
+    }
+}
+
+/// The neighbour that the error names.
+fn suspect(error: &CollectiveError) -> Option<Rank> {
+    match *error {
+        CollectiveError::PeerClosed { rank }
+        | CollectiveError::Timeout { rank, .. }
+        | CollectiveError::NotFormed { rank, .. }
+        | CollectiveError::Protocol { rank, .. } => Some(Rank(rank)),
+        CollectiveError::Aborted | CollectiveError::Invalid(_) | CollectiveError::Io { .. } => None,
+    }
+}
