@@ -132,6 +132,34 @@ fn the_same_seed_gives_the_same_bits_on_any_thread() {
 }
 
 #[test]
+fn a_replica_moves_between_threads() {
+    let mut replica = replica_of(&small());
+    let loss = thread::spawn(move || step(&mut replica, 1)).join().unwrap();
+    assert!(loss > 0.0);
+}
+
+#[test]
+fn a_panicking_report_fails_its_pass_and_the_next_is_whole() {
+    let mut replica = replica_of(&small());
+    let mut calls = 0;
+    let report = move |_| {
+        calls += 1;
+        assert!(calls > 1, "as the test wants it");
+    };
+    replica.on_bucket_ready(report).unwrap();
+    let (images, masks) = batch(&small(), 1);
+    replica.arm_buckets();
+    let logits = replica.forward(&images, Mode::Train).unwrap();
+    let error = replica.backward_sum_loss(&logits, &masks, 1.0).unwrap_err();
+    assert!(error.to_string().contains("a gradient hook panicked"), "{error}");
+    replica.arm_buckets();
+    step(&mut replica, 1);
+    let mut undisturbed = replica_of(&small());
+    step(&mut undisturbed, 1);
+    assert_eq!(replica.state_digest().unwrap(), undisturbed.state_digest().unwrap());
+}
+
+#[test]
 fn training_learns() {
     let mut replica = replica_of(&small());
     let first = step(&mut replica, 3);

@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine with Rust and Python 3:
+#
+#   make train [DATA=path]   set-up, release build, then the main job on a small machine
+#   make test                set-up, build, all tests
+#
+# Both are quick the second time.
+
+DATA ?= data/synth
+JOB ?= jobs/small.toml
+WORKERS ?= 2
+ARGS ?=
+
+BIN := target/release
+
+.PHONY: train test setup build lint clean
+
+train: build $(if $(filter data/synth,$(DATA)),data/synth)
+	rm -rf runs/small
+	$(BIN)/musher launch $(JOB) --workers $(WORKERS) --run-dir runs/small --set data.root=$(DATA) $(ARGS)
+	@echo "weights: runs/small/best.safetensors   predictions beside the truth: runs/small/samples/best.png"
+
+data/synth: | build
+	$(BIN)/musher data synth $@
+
+build: setup
+	cargo build --release --locked -p musher-coordinator -p musher-worker
+
+test: build
+	cargo test --release --locked --workspace --no-fail-fast
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "skipped: cargo deny (cargo install cargo-deny)"; fi
+
+setup:
+	@tools/setup.sh
+
+clean:
+	cargo clean
+	rm -rf .libtorch data/synth runs
