@@ -1,12 +1,15 @@
 //! The core's run events as `tracing` events: the names and fields of `events.jsonl`.
 
-use musher_proto::job::JobConfig;
+use musher_proto::{ids::Epoch, job::JobConfig};
 use tracing::{error, info, warn};
 
 use crate::{
     core::{Outcome, RunEvent, Status, Stopped},
     telemetry::{EVENT_TARGET, Progress},
 };
+
+/// Samples a rank below which batch norm's statistics are poor.
+const SMALL_SHARE: u32 = 16;
 
 /// Says what happens: in the log, the event file and on the progress bar.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct Announcer {
     address: String,
     /// Where the resulting weights are, for the last event.
     weights: String,
+    /// The epoch that the bar shows.
+    bar_epoch: Option<Epoch>,
 }
 
 macro_rules! event {
@@ -28,7 +33,7 @@ macro_rules! event {
 
 impl Announcer {
     pub fn new(run: String, job: JobConfig, bar: Progress, address: String, weights: String) -> Self {
-        Self { run, job, bar, address, weights }
+        Self { run, job, bar, address, weights, bar_epoch: None }
     }
 
     pub fn announce(&mut self, event: &RunEvent) {
@@ -64,21 +69,24 @@ impl Announcer {
             RunEvent::WorkerLeft { worker, rank, reason } => {
                 event!(warn, "worker_left", self, worker = worker.as_str(), rank = rank.map(|r| r.0), reason)
             }
-            RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => event!(
-                info,
-                "generation_formed",
-                self,
-                generation = generation.0,
-                world_size,
-                donor = donor.as_str(),
-                applied_step = applied.0,
-                elapsed_ms = elapsed.as_secs_f64() * 1e3,
-            ),
+            RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => {
+                event!(
+                    info,
+                    "generation_formed",
+                    self,
+                    generation = generation.0,
+                    world_size,
+                    donor = donor.as_str(),
+                    applied_step = applied.0,
+                    elapsed_ms = elapsed.as_secs_f64() * 1e3,
+                );
+                self.warn_of_small_shares(*world_size);
+            }
             RunEvent::GenerationAborted { generation, reason } => {
                 event!(warn, "generation_aborted", self, generation = generation.0, reason)
             }
             RunEvent::EpochStarted { generation, epoch, step, samples } => {
-                self.bar.set_epoch(epoch.0, epochs, *samples);
+                self.show_epoch(*epoch, *samples);
                 event!(
                     info,
                     "epoch_started",
@@ -91,6 +99,7 @@ impl Announcer {
                 );
             }
             RunEvent::Progress(report) => {
+                self.show_epoch(report.epoch, report.samples);
                 self.bar.update(report.cursor, report.loss, report.images_per_second, report.eta_s);
                 event!(
                     info,
@@ -177,6 +186,7 @@ impl Announcer {
                     val_accuracy = outcome.scores.map(|s| s.accuracy),
                     val_miou = outcome.scores.map(|s| s.miou),
                     images_per_second = outcome.images_per_second,
+                    data_warnings = outcome.data_warnings,
                     best_weights = self.weights,
                 );
             }
@@ -184,6 +194,25 @@ impl Announcer {
                 self.bar.finish();
                 event!(error, "run_failed", self, reason);
             }
+        }
+    }
+
+    /// A resumed run begins in mid-epoch, without an event for its start.
+    fn show_epoch(&mut self, epoch: Epoch, samples: u64) {
+        if self.bar_epoch.replace(epoch) != Some(epoch) {
+            self.bar.set_epoch(epoch.0, self.job.train.epochs, samples);
+        }
+    }
+
+    /// Batch norm over few samples learns worse, and shows it late.
+    fn warn_of_small_shares(&self, world_size: u32) {
+        let share = self.job.train.global_batch / world_size.max(1);
+        let model = &self.job.model;
+        if world_size > 1 && share < SMALL_SHARE && !model.freeze_batch_norm && !model.sync_batch_norm {
+            warn!(
+                "batch norm sees {share} samples a rank: below {SMALL_SHARE} it learns worse; raise train.global_batch \
+                 or use fewer workers"
+            );
         }
     }
 }

@@ -1,1 +1,17 @@
+//! What the end-to-end tests are told with: data sets, jobs, processes, and the events of a run as it goes.
+//!
+//! The tests run the binaries that were built beside them, as a user would, and know nothing of their
+//! inside. What cannot be set up panics with a sentence; every wait has a deadline.
 
+pub mod binaries;
+pub mod data;
+pub mod job;
+pub mod process;
+pub mod run;
+pub mod scene;
+
+pub use data::DataSet;
+pub use job::Job;
+pub use process::{End, Process};
+pub use run::{Event, Run};
+pub use scene::Scene;

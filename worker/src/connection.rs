@@ -26,12 +26,12 @@ pub async fn connect(url: &str, patience: Duration) -> anyhow::Result<Channel> {
         match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
             Err(error) if Instant::now() >= deadline => {
-                return Err(anyhow!(error)).with_context(|| {
-                    format!(
-                        "no coordinator answered at {url} for {} s: start it, or correct the address",
-                        patience.as_secs()
-                    )
-                });
+                let cause = anyhow!(error);
+                return Err(anyhow!(
+                    "no coordinator answered at {url} for {} s ({}): start it, or correct the address",
+                    patience.as_secs(),
+                    cause.root_cause(),
+                ));
             }
             Err(error) => debug!(%error, "the coordinator is not there yet"),
         }

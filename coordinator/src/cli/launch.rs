@@ -2,6 +2,8 @@
 
 use anyhow::anyhow;
 use clap::Args;
+use musher_dataset::{Dataset, DatasetError, Source};
+use musher_proto::job;
 
 use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
 
@@ -30,8 +32,11 @@ impl Launch {
             return Ok(Exit::Finished);
         }
         let program = workers::find_program().map_err(usage)?;
+        // The workers read this very directory: what is wrong with it is found before there is a run.
+        check_data(&job.data).map_err(usage)?;
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job).await?;
+            let count = if prepared.is_finished() { 0 } else { count };
             let team =
                 workers::LocalWorkers::start(&program, prepared.address(), count, self.job.log_format)?;
             let stopper = team.stopper();
@@ -40,4 +45,13 @@ impl Launch {
             exit
         })
     }
+}
+
+fn check_data(data: &job::Data) -> Result<(), DatasetError> {
+    let source = Source {
+        root: data.root_path(),
+        train_split: data.train_split.clone(),
+        val_split: data.val_split.clone(),
+    };
+    Dataset::open(&source).map(drop)
 }

@@ -1,6 +1,6 @@
 //! `musher status` and `musher stop`: commands that ask a running coordinator.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use musher_proto::wire::{StatusReply, StatusRequest, StopRequest, control_client::ControlClient};
 use tonic::transport::{Channel, Endpoint};
@@ -48,8 +48,10 @@ async fn connect(url: &str) -> anyhow::Result<ControlClient<Channel>> {
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let endpoint = Endpoint::new(url.clone())
         .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
-    let channel = endpoint.connect().await.with_context(|| {
-        format!("no coordinator answers at {url}: is the run going on, and the address right?")
+    let channel = endpoint.connect().await.map_err(|error| {
+        let cause = anyhow::Error::from(error);
+        let cause = cause.root_cause();
+        anyhow!("no coordinator answers at {url} ({cause}): is the run going on, and the address right?")
     })?;
     Ok(ControlClient::new(channel))
 }

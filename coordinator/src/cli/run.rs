@@ -82,6 +82,12 @@ impl Prepared {
         self.address
     }
 
+    /// Whether the run is at its end already, so that workers would find nothing to do.
+    pub fn is_finished(&self) -> bool {
+        let Origin { job, resumed, .. } = &self.service.origin;
+        resumed.as_ref().is_some_and(|point| point.progress.end(job.train.epochs).is_some())
+    }
+
     /// Serves until the run ends; `alongside` runs beside it with a handle to it.
     pub async fn run<F: Future<Output = ()> + Send + 'static>(
         self,

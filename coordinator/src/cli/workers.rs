@@ -52,7 +52,7 @@ impl LocalWorkers {
         let (kill, killed) = watch::channel(false);
         let (gone, all_gone) = mpsc::channel(1);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / count as usize).max(1);
+        let threads = (cores / count.max(1) as usize).max(1);
         let mut children = JoinSet::new();
         for index in 0..count as usize {
             let mut command = Command::new(program);

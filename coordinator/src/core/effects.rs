@@ -135,6 +135,17 @@ pub struct RunProgress {
     pub saved_best: Option<SavedBest>,
 }
 
+impl RunProgress {
+    /// Why there is nothing left to train, if so.
+    pub fn end(&self, epoch_limit: u32) -> Option<Stopped> {
+        match &self.early_stopping {
+            judged if judged.stopped => Some(Stopped::Early),
+            judged if judged.judged.0 >= epoch_limit => Some(Stopped::EpochLimit),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBest {
     /// The checkpoint that holds the weights.
@@ -154,6 +165,8 @@ pub struct Outcome {
     pub scores: Option<Scores>,
     /// Training only, mean over this coordinator's life.
     pub images_per_second: f64,
+    /// Files of the data set that something is wrong with, and that are used all the same.
+    pub data_warnings: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

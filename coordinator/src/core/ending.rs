@@ -65,6 +65,7 @@ impl Core {
                 0.0 => 0.0,
                 time => self.pace.samples as f64 / time,
             },
+            data_warnings: self.data_warnings.len() as u64,
         }
     }
 }

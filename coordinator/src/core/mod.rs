@@ -22,7 +22,7 @@ use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step},
     job::JobConfig,
     message::{
-        DataFacts, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker, Train,
+        DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker, Train,
         Validated, Welcome,
     },
 };
@@ -83,6 +83,8 @@ pub struct Core {
     last_applied: Step,
     pace: Pace,
     last_scores: Option<scores::Scores>,
+    /// (file, problem) pairs that were reported.
+    data_warnings: BTreeSet<(String, String)>,
 }
 
 /// How fast this coordinator's life has trained.
@@ -202,6 +204,7 @@ impl Core {
             last_applied: resumed.as_ref().map(|point| point.position.applied).unwrap_or_default(),
             pace: Pace::default(),
             last_scores: None,
+            data_warnings: BTreeSet::new(),
         };
         let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
         let mut actions = vec![
@@ -329,11 +332,12 @@ impl Core {
             FromWorker::SegmentFinished(finished) => self.segment_finished(session, finished, now, out),
             FromWorker::Validated(validated) => self.validated(session, validated, now, out),
             FromWorker::Interrupted(interrupted) => self.interrupted(session, interrupted, now, out),
-            FromWorker::DataWarning(warning) => out.push(Action::Emit(RunEvent::DataWarning {
-                worker: peer.worker().clone(),
-                file: warning.file,
-                problem: warning.problem,
-            })),
+            FromWorker::DataWarning(DataWarning { file, problem }) => {
+                // Each worker meets the file in its time; people hear of it once.
+                if self.data_warnings.insert((file.clone(), problem.clone())) {
+                    out.push(Action::Emit(RunEvent::DataWarning { worker: peer.worker().clone(), file, problem }));
+                }
+            }
             FromWorker::Failed(failed) if failed.any_worker => {
                 let reason = format!("worker {}: {}", peer.worker(), failed.reason);
                 self.fail(reason, now, out);

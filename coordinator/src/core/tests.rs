@@ -1,1 +1,12 @@
+//! Scenarios and properties of the core, on a virtual clock.
 
+#![allow(clippy::unwrap_used)]
+
+mod chaos;
+mod ending;
+mod failures;
+mod invariants;
+mod joining;
+mod saving;
+mod sim;
+mod training;

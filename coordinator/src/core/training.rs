@@ -14,7 +14,7 @@ use super::{
     Core, Durable, Phase, SaveRequest, StoppingPoint,
     checkpointing::OpenCheckpoint,
     early_stopping::Verdict,
-    effects::{Action, Commit, Position, ProgressReport, RunEvent, SavedBest, Status, Stopped, Time},
+    effects::{Action, Commit, Position, ProgressReport, RunEvent, SavedBest, Status, Time},
     roster::{Replies, Team},
     scores,
 };
@@ -28,8 +28,7 @@ impl Core {
         let held = ReplicaLabel { lineage: team.generation, ..synced.held };
         self.advanced_to(held.applied);
         self.last_applied = held.applied;
-        let judged = self.progress.early_stopping.judged;
-        if (held.epoch, held.cursor) < (judged, self.train_samples()) {
+        if (held.epoch, held.cursor) < (self.announced, self.train_samples()) {
             self.roll_back();
         }
         match self.owed.take_if(|owed| owed.applied == held.applied) {
@@ -44,7 +43,7 @@ impl Core {
         }
     }
 
-    /// Nobody is left who holds what was judged last: what happened after the checkpoint that the team
+    /// Nobody is left who holds the end of the last epoch: what happened after the checkpoint that the team
     /// starts from will happen again.
     fn roll_back(&mut self) {
         self.progress = self.durable.as_ref().map(|durable| durable.progress.clone()).unwrap_or_default();
@@ -161,6 +160,9 @@ impl Core {
     ) {
         let Phase::Training { team, state_bytes, train, finished, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
+        if !report.paused && (report.held.epoch, report.held.cursor) != (train.epoch, train.end) {
+            return; // a repeated report of an earlier segment
+        }
         finished.take(rank, report);
         let Some(all) = finished.complete() else { return };
         let first = *all[0];
@@ -215,12 +217,12 @@ impl Core {
     ) {
         let units = self.validation_units().count();
         let Phase::Validating { team, stop, validated } = &mut self.phase else { return };
-        let Some(rank) = team.rank_of(session) else { return };
+        let Some(rank) = team.rank_of(session).filter(|_| report.epoch == stop.finished.held.epoch) else { return };
         validated.take(rank, report);
         let Some(all) = validated.complete() else { return };
         let held = stop.finished.held;
         let same_state =
-            all.iter().all(|v| (v.epoch, v.state_digest) == (held.epoch, stop.finished.state_digest));
+            all.iter().all(|v| v.state_digest == stop.finished.state_digest);
         let scores = match same_state {
             true => {
                 scores::aggregate(all.iter().flat_map(|v| &v.units), units, self.job.model.classes as usize)
@@ -270,14 +272,9 @@ impl Core {
         self.go_on(team, stop, now, out);
     }
 
-    /// Why there is nothing left to train, if so.
+    /// How the run ends if there is nothing left to train.
     pub(super) fn finished_status(&self) -> Option<Status> {
-        let judged = &self.progress.early_stopping;
-        match () {
-            () if judged.stopped => Some(Status::Finished(Stopped::Early)),
-            () if judged.judged.0 >= self.job.train.epochs => Some(Status::Finished(Stopped::EpochLimit)),
-            () => None,
-        }
+        self.progress.end(self.job.train.epochs).map(Status::Finished)
     }
 
     /// Trains on; workers that came meanwhile are taken in, as the team stands between two steps.

@@ -1,0 +1,191 @@
+//! A run as it is seen from outside: its process, its directory and its events.
+
+use std::{
+    fs,
+    ops::{Deref, Index},
+    path::{Path, PathBuf},
+};
+
+use rustix::process::Pid;
+use serde_json::Value;
+
+use crate::process::{End, Process, until};
+
+/// A line of `events.jsonl`. An absent field reads as null.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event(Value);
+
+impl Event {
+    pub fn name(&self) -> &str {
+        self["event"].as_str().unwrap_or_default()
+    }
+
+    #[track_caller]
+    pub fn number(&self, field: &str) -> u64 {
+        self[field].as_u64().unwrap_or_else(|| panic!("{field} is no whole number in {self:?}"))
+    }
+
+    #[track_caller]
+    pub fn real(&self, field: &str) -> f64 {
+        self[field].as_f64().unwrap_or_else(|| panic!("{field} is no number in {self:?}"))
+    }
+
+    #[track_caller]
+    pub fn text(&self, field: &str) -> &str {
+        self[field].as_str().unwrap_or_else(|| panic!("{field} is no text in {self:?}"))
+    }
+
+    pub fn has(&self, field: &str) -> bool {
+        self.0.get(field).is_some()
+    }
+}
+
+impl Index<&str> for Event {
+    type Output = Value;
+
+    fn index(&self, field: &str) -> &Value {
+        &self.0[field]
+    }
+}
+
+/// `musher launch` or `musher serve`, followed.
+#[derive(Debug)]
+pub struct Run {
+    process: Process,
+    dir: PathBuf,
+    /// Bytes of the event file that an earlier life of the run wrote.
+    past: usize,
+}
+
+impl Deref for Run {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// An ended run.
+#[derive(Debug)]
+pub struct Ended {
+    pub end: End,
+    pub events: Vec<Event>,
+    pub dir: PathBuf,
+}
+
+impl Run {
+    /// Events that are in `dir` already are not this process's. Call it before the process can write.
+    pub(crate) fn follow(process: Process, dir: PathBuf, past: usize) -> Self {
+        Self { process, dir, past }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Events of this process so far.
+    pub fn events(&self) -> Vec<Event> {
+        events_of(&self.dir, self.past)
+    }
+
+    /// Waits for the first event that `is_it`.
+    #[track_caller]
+    pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        let dir = self.dir.clone();
+        let past = self.past;
+        let find = || events_of(&dir, past).into_iter().find(&is_it);
+        let found = until(
+            || {
+                // In this order: what it wrote before it ended is there to be found.
+                let ended = self.process.has_ended();
+                find().map(Some).or(ended.then_some(None))
+            },
+            || format!("no {what}\n{}", said(&dir)),
+        );
+        found.unwrap_or_else(|| panic!("the run ended without {what}\n{}", self.process.said()))
+    }
+
+    /// Waits for the `nth` event of that name, from 1.
+    #[track_caller]
+    pub fn wait_for_nth(&mut self, name: &str, nth: usize) -> Event {
+        let dir = self.dir.clone();
+        let past = self.past;
+        let reached =
+            |event: &Event| events_of(&dir, past).iter().filter(|e| e.name() == name).nth(nth - 1) == Some(event);
+        self.wait_for(&format!("{name} number {nth}"), reached)
+    }
+
+    /// Waits until part of epoch `epoch` is trained, and part of it is not.
+    #[track_caller]
+    pub fn wait_for_mid_epoch(&mut self, epoch: u64) -> Event {
+        self.wait_for("progress in the middle of the epoch", |event| {
+            event.name() == "progress"
+                && event.number("epoch") == epoch
+                && (1..event.number("samples")).contains(&event.number("cursor"))
+        })
+    }
+
+    /// The coordinator's URL.
+    #[track_caller]
+    pub fn address(&self) -> String {
+        let started = || self.events().into_iter().find(|event| event.name() == "run_started");
+        let started = until(started, || format!("the run did not start\n{}", self.process.said()));
+        format!("http://{}", started.text("address"))
+    }
+
+    /// The process of the worker of that `--local-rank` which this run started.
+    #[track_caller]
+    pub fn worker(&self, local_rank: u32) -> Pid {
+        let is_it = |id: &Pid| {
+            let command = fs::read(format!("/proc/{}/cmdline", id.as_raw_nonzero())).unwrap_or_default();
+            let mut words = command.split(|&byte| byte == 0);
+            words.any(|word| word == b"--local-rank") && words.next() == Some(local_rank.to_string().as_bytes())
+        };
+        let found = self.children().into_iter().find(is_it);
+        found.unwrap_or_else(|| panic!("worker {local_rank} does not run\n{}", self.said()))
+    }
+
+    #[track_caller]
+    pub fn wait(self) -> Ended {
+        let Self { process, dir, past } = self;
+        let end = process.wait();
+        Ended { events: events_of(&dir, past), end, dir }
+    }
+
+    /// SIGKILL for the coordinator and its workers.
+    pub fn kill(mut self) {
+        self.process.kill_with_children();
+    }
+}
+
+impl Ended {
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        Self { end: self.end.expect_code(code), ..self }
+    }
+
+    /// All events of that name.
+    pub fn all(&self, name: &str) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.name() == name).collect()
+    }
+
+    /// The only event of that name.
+    #[track_caller]
+    pub fn one(&self, name: &str) -> &Event {
+        let all = self.all(name);
+        assert_eq!(all.len(), 1, "{name} in {:#?}", self.events);
+        all[0]
+    }
+}
+
+fn said(dir: &Path) -> String {
+    fs::read_to_string(dir.join("events.jsonl")).unwrap_or_else(|_| "there are no events".into())
+}
+
+/// The whole lines from byte `past` on; a line that is being written is left for later.
+fn events_of(dir: &Path, past: usize) -> Vec<Event> {
+    let text = fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
+    let Some((lines, _)) = text.get(past..).unwrap_or_default().rsplit_once('\n') else { return Vec::new() };
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
+    lines.lines().filter(|line| !line.is_empty()).map(|line| Event(parse(line))).collect()
+}

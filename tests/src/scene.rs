@@ -1,0 +1,127 @@
+//! One test's place: a directory of its own, and a turn on the machine's cores.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use tempfile::TempDir;
+
+use crate::{DataSet, End, Job, Process, Run, binaries};
+
+/// See the module's documentation. Commands run in its directory.
+#[derive(Debug)]
+pub struct Scene {
+    dir: TempDir,
+    started: AtomicU32,
+    _turn: Turn,
+}
+
+impl Scene {
+    /// Waits for a turn.
+    pub fn new() -> Self {
+        let turn = Turn::take();
+        let dir = tempfile::tempdir().expect("the system has a temporary directory");
+        Self { dir, started: AtomicU32::new(0), _turn: turn }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// 40 training and 12 validation samples: 5 steps an epoch at [`Job::tiny`]'s batch.
+    pub fn data(&self) -> DataSet {
+        self.data_of(40, 12)
+    }
+
+    pub fn data_of(&self, train: usize, val: usize) -> DataSet {
+        DataSet::link(self.path("data"), train, val)
+    }
+
+    /// `musher ARGS`, not started.
+    pub fn musher(&self, args: &[&str]) -> Command {
+        self.command(&binaries::musher(), args)
+    }
+
+    /// Runs `musher ARGS` to its end.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> End {
+        self.start(self.musher(args)).wait()
+    }
+
+    pub fn start(&self, command: Command) -> Process {
+        let nth = self.started.fetch_add(1, Ordering::Relaxed);
+        Process::start(command, self.path(&format!("process-{nth}")))
+    }
+
+    /// `musher launch` of `job` with its run directory at `runs/NAME`.
+    pub fn launch(&self, job: &Job, name: &str, workers: u32, args: &[&str]) -> Run {
+        let workers = workers.to_string();
+        self.begin(job, name, &[&["launch", "--workers", &workers], args].concat())
+    }
+
+    /// `musher serve` of `job`.
+    pub fn serve(&self, job: &Job, name: &str, args: &[&str]) -> Run {
+        self.begin(job, name, &[&["serve"], args].concat())
+    }
+
+    /// A worker by hand, with one thread.
+    pub fn join(&self, run: &Run, name: &str, args: &[&str]) -> Process {
+        let address = run.address();
+        let fixed = ["join", &address, "--name", name, "--threads", "1", "--log-format", "json"];
+        self.start(self.command(&binaries::musher_worker(), &[&fixed, args].concat()))
+    }
+
+    fn begin(&self, job: &Job, name: &str, args: &[&str]) -> Run {
+        let file = self.path(&format!("{name}.toml"));
+        job.write(&file);
+        let dir = self.path("runs").join(name);
+        let mut command = self.musher(&[args, &["--json", "--log-format", "json"]].concat());
+        command.arg(&file).arg("--run-dir").arg(&dir);
+        let past = fs::metadata(dir.join("events.jsonl")).map_or(0, |file| file.len());
+        Run::follow(self.start(command), dir, past as usize)
+    }
+
+    fn command(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.dir.path()).env_remove("RUST_LOG");
+        command
+    }
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Each run keeps two cores busy: more at once would only make all of them slow.
+#[derive(Debug)]
+struct Turn;
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Self {
+        let at_once = thread::available_parallelism().map_or(1, usize::from).div_ceil(2).max(2);
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken =
+            GIVEN_BACK.wait_while(taken, |taken| *taken >= at_once).unwrap_or_else(PoisonError::into_inner);
+        *taken += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        GIVEN_BACK.notify_one();
+    }
+}

@@ -1,0 +1,85 @@
+//! What must hold of every run, each under its name.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use musher_tests::{Event, run::Ended};
+use safetensors::SafeTensors;
+
+/// What an epoch came to. Equal figures have equal bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpochFigures {
+    pub step: u64,
+    pub samples: u64,
+    pub train_loss: f64,
+    pub state_digest: String,
+    pub validated: [f64; 3],
+}
+
+/// By epoch; an epoch that was finished twice must have come to the same.
+#[track_caller]
+pub fn figures(run: &Ended) -> BTreeMap<u64, EpochFigures> {
+    let mut by_epoch = BTreeMap::new();
+    for finished in run.all("epoch_finished") {
+        let epoch = finished.number("epoch");
+        let is_its = |event: &&&Event| event.number("epoch") == epoch;
+        // A run that is killed may have no time to validate its last epoch.
+        let Some(validated) = run.all("validated").into_iter().find(|event| is_its(&event)).cloned() else {
+            continue;
+        };
+        let figures = EpochFigures {
+            step: finished.number("step"),
+            samples: finished.number("samples"),
+            train_loss: finished.real("train_loss"),
+            state_digest: finished.text("state_digest").into(),
+            validated: ["val_loss", "val_accuracy", "val_miou"].map(|field| validated.real(field)),
+        };
+        let former = by_epoch.insert(epoch, figures.clone());
+        assert!(former.is_none_or(|former| former == figures), "epoch {epoch} came to two results");
+    }
+    by_epoch
+}
+
+/// Each sample of an epoch is in exactly one applied step: the steps and the cursor of all epochs are
+/// those of an undisturbed run.
+#[track_caller]
+pub fn each_sample_is_trained_on_once(run: &Ended, samples: u64, global_batch: u64) {
+    let finished = run.all("epoch_finished");
+    assert!(!finished.is_empty(), "no epoch was finished");
+    for event in finished {
+        assert_eq!(event.number("samples"), samples, "{event:?}");
+        let steps = event.number("epoch") * samples.div_ceil(global_batch);
+        assert_eq!(event.number("step"), steps, "{event:?}");
+    }
+}
+
+#[track_caller]
+pub fn each_sample_is_validated_once(run: &Ended, samples: u64) {
+    let validated = run.all("validated");
+    assert!(!validated.is_empty(), "nothing was validated");
+    for event in validated {
+        assert_eq!(event.number("samples"), samples, "{event:?}");
+    }
+}
+
+/// The tensors of a weights file by name; reading it checks its form.
+#[track_caller]
+pub fn weights(file: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let tensors = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
+    tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())).collect()
+}
+
+/// The content of all files below `dir`.
+pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true => found.extend(contents(&path)),
+            false => {
+                found.insert(path.display().to_string(), fs::read(&path).expect("it was listed just now"));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,14 @@
+//! Musher end to end: real processes, real data, from the command line to the files of a run.
+//!
+//! One binary, so that the turns its tests take on the machine's cores are shared.
+
+mod checks;
+
+mod data;
+mod disk_full;
+mod failures;
+mod refusals;
+mod repeatability;
+mod resume;
+mod runs;
+mod serve;

@@ -1,0 +1,307 @@
+//! Workers, and the teams that they form.
+
+use std::{
+    fmt::Debug,
+    net::Ipv4Addr,
+    path::Path,
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use musher_collective::{Aborter, RingListener, RingSpec, Secret};
+use musher_dataset::{
+    Dataset, ImageCache, Warnings,
+    synth::{self, SynthOptions},
+};
+use musher_proto::{
+    ids::{Epoch, Generation, Rank},
+    job::JobConfig,
+    message::{Synced, Train},
+};
+use musher_worker::train::{
+    Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData,
+};
+use tempfile::TempDir;
+
+/// Far longer than anything that works takes, even on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// No team of two to four divides the batch, and the batch does not divide the epoch.
+pub const TRAIN_SAMPLES: u64 = 23;
+pub const GLOBAL_BATCH: u64 = 5;
+pub const STEPS_PER_EPOCH: usize = 5;
+
+/// A small job whose arithmetic does not depend on the team.
+pub fn job() -> JobConfig {
+    let mut job = JobConfig::default();
+    job.data.image_size = 64;
+    job.model.width = 0.05;
+    job.model.freeze_batch_norm = true;
+    job.train.global_batch = GLOBAL_BATCH as u32;
+    job.train.epochs = 4; job.train.learning_rate = 3e-2;
+    job
+}
+
+/// As [`job`], with batch norm as it usually is.
+pub fn job_with_batch_norm() -> JobConfig {
+    let mut job = job();
+    job.model.freeze_batch_norm = false;
+    job
+}
+
+/// A data set for one test, removed at its end.
+pub struct Pets {
+    _root: TempDir,
+    dataset: Arc<Dataset>,
+    cache: Arc<ImageCache>,
+}
+
+impl Pets {
+    pub fn drawn() -> Self {
+        Self::made_by(|root| {
+            let options = SynthOptions { train: TRAIN_SAMPLES as usize, val: 7, seed: 1, sides: [64, 80] };
+            synth::draw(root, &options).unwrap();
+        })
+    }
+
+    pub fn made_by(make: impl FnOnce(&Path)) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        make(root.path());
+        let dataset = Dataset::open(&musher_dataset::Source {
+            root: root.path().into(),
+            train_split: "annotations/trainval.txt".into(),
+            val_split: "annotations/test.txt".into(),
+        });
+        Self {
+            _root: root,
+            dataset: Arc::new(dataset.unwrap()),
+            cache: Arc::new(ImageCache::new(64 << 20)),
+        }
+    }
+
+    fn training_data(&self) -> TrainingData {
+        TrainingData {
+            dataset: self.dataset.clone(),
+            cache: self.cache.clone(),
+            warnings: Arc::new(Warnings::new(|_| {})),
+            threads: 1,
+        }
+    }
+
+    pub fn epoch(&self, epoch: u32) -> Train {
+        Train { epoch: Epoch(epoch), cursor: 0, end: self.dataset.train().len() as u64 }
+    }
+}
+
+/// A worker between two generations, or in one.
+pub struct Worker {
+    pub trainer: Trainer,
+    listener: RingListener,
+    pub member: Option<Membership>,
+    /// Of the steps applied since the last [`Team::form`].
+    pub losses: Vec<f64>,
+}
+
+impl Worker {
+    pub fn new(pets: &Pets, job: &JobConfig) -> Self {
+        let board = Arc::new(ProgressBoard::default());
+        let data = pets.training_data();
+        let trainer = Trainer::new(Arc::new(job.clone()), data, tch::Device::Cpu, board).unwrap();
+        let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Self { trainer, listener, member: None, losses: Vec::new() }
+    }
+
+    pub fn new_team(pets: &Pets, job: &JobConfig, world: usize) -> Vec<Self> {
+        (0..world).map(|_| Self::new(pets, job)).collect()
+    }
+
+    pub fn rank(&self) -> u32 {
+        self.member.as_ref().unwrap().rank().0
+    }
+
+    pub fn aborter(&self) -> Aborter {
+        self.member.as_ref().unwrap().collective.aborter()
+    }
+
+    /// As a worker does, leaves the generation on an error.
+    pub fn train(
+        &mut self,
+        order: Train,
+        stop: &StopFlag,
+        mut after_step: impl FnMut(usize),
+    ) -> Result<SegmentEnd, TrainError> {
+        let Self { trainer, member, losses, .. } = self;
+        let end = trainer.train(member.as_mut().unwrap(), order, stop, |loss| {
+            losses.push(loss);
+            after_step(losses.len());
+        });
+        if end.is_err() {
+            *member = None;
+        }
+        end
+    }
+
+    fn sync(&mut self, donor: u32, source: Source) -> Result<Synced, TrainError> {
+        let synced = self.trainer.sync(self.member.as_mut().unwrap(), Rank(donor), true, source);
+        if synced.is_err() {
+            self.member = None;
+        }
+        synced
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.trainer.replica().state_digest().unwrap()
+    }
+
+    /// Of parameters, moments and statistics, but not of the counters.
+    pub fn tensor_digest(&self) -> u64 {
+        let replica = self.trainer.replica();
+        replica.digest_of(0..replica.state_layout().counters.start).unwrap()
+    }
+
+    pub fn state(&self) -> Vec<u8> {
+        let replica = self.trainer.replica();
+        replica.read_state(0, replica.state_len() as usize).unwrap()
+    }
+}
+
+/// The members of one generation, in rank order.
+pub struct Team(pub Vec<Worker>);
+
+impl Team {
+    /// Joins workers by a ring; what they hold stays as it is.
+    pub fn form(generation: u64, workers: Vec<Worker>) -> Self {
+        let addresses: Vec<_> = workers.iter().map(|w| w.listener.local_addr().unwrap()).collect();
+        let mut team = Self(workers);
+        for worker in &mut team.0 {
+            worker.member = None;
+            worker.losses.clear();
+        }
+        team.each_ranked(|rank, worker| {
+            let spec = RingSpec {
+                generation,
+                rank,
+                addresses: addresses.clone(),
+                secret: Secret([7; 32]),
+                step_timeout: PATIENCE,
+            };
+            let aborter = Aborter::new().unwrap();
+            let ring = worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap();
+            let (generation, collective) = (Generation(generation), Box::new(ring));
+            worker.member = Some(Membership { generation, collective });
+        });
+        team
+    }
+
+    /// New workers, formed and synchronised: generation 1.
+    pub fn seeded(pets: &Pets, job: &JobConfig, world: usize) -> Self {
+        let mut team = Self::form(1, Worker::new_team(pets, job, world));
+        team.sync(0, || Source::Seeded);
+        team
+    }
+
+    /// As [`seeded`](Self::seeded), from a checkpoint.
+    pub fn resumed(pets: &Pets, job: &JobConfig, world: usize, state: &[u8]) -> Self {
+        let mut team = Self::form(1, Worker::new_team(pets, job, world));
+        team.sync(0, || checkpoint(state));
+        team
+    }
+
+    /// Runs `act` on each worker in a thread of its own.
+    pub fn each<T: Send>(&mut self, act: impl Fn(&mut Worker) -> T + Sync) -> Vec<T> {
+        self.each_ranked(|_, worker| act(worker))
+    }
+
+    fn each_ranked<T: Send>(&mut self, act: impl Fn(u32, &mut Worker) -> T + Sync) -> Vec<T> {
+        let act = &act;
+        let on_own_thread = |(rank, worker)| {
+            move || {
+                tch::set_num_threads(1);
+                act(rank, worker)
+            }
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..).zip(&mut self.0).map(|ranked| scope.spawn(on_own_thread(ranked))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    pub fn try_sync(
+        &mut self,
+        donor: u32,
+        source: impl Fn() -> Source + Sync,
+    ) -> Vec<Result<Synced, TrainError>> {
+        self.each_ranked(|rank, worker| {
+            let source = if rank == donor { source() } else { Source::Held };
+            worker.sync(donor, source)
+        })
+    }
+
+    /// All take the donor's state, and say so alike.
+    pub fn sync(&mut self, donor: u32, source: impl Fn() -> Source + Sync) -> Synced {
+        let all = self.try_sync(donor, source);
+        agreed(all.into_iter().map(Result::unwrap))
+    }
+
+    /// Trains one segment; all ranks end it alike, with the same losses and the same bits.
+    pub fn train(&mut self, order: Train) -> SegmentEnd {
+        let ends = self.each(|worker| worker.train(order, &StopFlag::default(), |_| ()).unwrap());
+        let end = agreed(ends);
+        assert_eq!(agreed(self.0.iter().map(Worker::digest)), end.state_digest);
+        agreed(self.0.iter().map(|worker| bits(&worker.losses)));
+        end
+    }
+
+    /// The losses of all steps of these epochs.
+    pub fn train_epochs(&mut self, pets: &Pets, epochs: impl IntoIterator<Item = u32>) -> Vec<f64> {
+        let before = self.0[0].losses.len();
+        for epoch in epochs {
+            self.train(pets.epoch(epoch));
+        }
+        self.0[0].losses[before..].to_vec()
+    }
+
+    /// The whole state in slices, one from each rank, as for a checkpoint.
+    pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        let (words, world) = (self.0[0].trainer.replica().state_len() / 4, self.0.len() as u64);
+        let cut = |rank: u64| words * rank / world * 4;
+        self.each_ranked(|rank, worker| {
+            let (start, end) = (cut(rank.into()), cut(u64::from(rank) + 1));
+            worker.trainer.snapshot(start, end - start).unwrap()
+        })
+    }
+}
+
+/// The one value that all have.
+pub fn agreed<T: PartialEq + Debug>(values: impl IntoIterator<Item = T>) -> T {
+    let mut values = values.into_iter();
+    let first = values.next().unwrap();
+    for other in values {
+        assert_eq!(other, first, "the ranks disagree");
+    }
+    first
+}
+
+pub fn bits(losses: &[f64]) -> Vec<u64> {
+    losses.iter().map(|loss| loss.to_bits()).collect()
+}
+
+/// A checkpoint's bytes as a download brings them: in pieces that heed no boundary.
+pub fn checkpoint(state: &[u8]) -> Source {
+    const PIECE: usize = 123_457;
+    let (sender, pieces) = sync_channel(state.len().div_ceil(PIECE));
+    for piece in state.chunks(PIECE) {
+        sender.send(Ok(piece.to_vec())).unwrap();
+    }
+    Source::Checkpoint(pieces)
+}
+
+/// Largest relative difference of two runs' losses.
+pub fn deviation(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let deviations = found.iter().zip(expected).map(|(found, expected)| (found / expected - 1.0).abs());
+    // NaN, unlike in `f64::max`, must not get lost.
+    deviations.fold(0.0, |largest, next| if next <= largest { largest } else { next })
+}

@@ -1,0 +1,17 @@
+//! Whole teams in one process: each rank is a thread with a replica of its own, joined to the others by
+//! real rings over loopback. What is tested is the step and everything between two steps; there is no
+//! coordinator here, and the tests decide in its place.
+
+#![allow(clippy::unwrap_used)]
+
+mod fault;
+mod harness;
+
+mod agreement;
+mod loss_of_a_peer;
+mod pause;
+mod reference;
+mod skipped;
+mod sync;
+mod validation;
+mod world_size;
