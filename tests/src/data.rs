@@ -28,7 +28,8 @@ impl DataSet {
     /// The first `train` and `val` samples of the source, linked into `root`.
     pub fn link(root: PathBuf, train: usize, val: usize) -> Self {
         let source = source();
-        let data = Self { train: names(&source.join(TRAIN), train), val: names(&source.join(VAL), val), root };
+        let data =
+            Self { train: names(&source.join(TRAIN), train), val: names(&source.join(VAL), val), root };
         for folder in ["images", "annotations/trimaps"] {
             fs::create_dir_all(data.root.join(folder)).expect("the scene's directory is writable");
         }

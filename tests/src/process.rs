@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -57,7 +57,8 @@ impl Process {
     /// Waits for the process to end.
     #[track_caller]
     pub fn wait(mut self) -> End {
-        until(|| self.poll(), || format!("the process did not end\n{}", self.said()))
+        let (stdout, stderr) = (self.stdout.clone(), self.stderr.clone());
+        until(|| self.poll(), || format!("the process did not end\n{}", said(&stdout, &stderr)))
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -71,7 +72,7 @@ impl Process {
 
     /// All its output so far, for a failed test's message.
     pub fn said(&self) -> String {
-        format!("stdout:\n{}stderr:\n{}", read(&self.stdout), read(&self.stderr))
+        said(&self.stdout, &self.stderr)
     }
 
     /// The processes that this one started and that still run.
@@ -140,7 +141,11 @@ pub fn until<T>(mut ask: impl FnMut() -> Option<T>, what_is_wrong: impl FnOnce()
     }
 }
 
-fn read(path: &PathBuf) -> String {
+fn said(stdout: &Path, stderr: &Path) -> String {
+    format!("stdout:\n{}stderr:\n{}", read(stdout), read(stderr))
+}
+
+fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 

@@ -110,8 +110,9 @@ impl Run {
     pub fn wait_for_nth(&mut self, name: &str, nth: usize) -> Event {
         let dir = self.dir.clone();
         let past = self.past;
-        let reached =
-            |event: &Event| events_of(&dir, past).iter().filter(|e| e.name() == name).nth(nth - 1) == Some(event);
+        let reached = |event: &Event| {
+            events_of(&dir, past).iter().filter(|e| e.name() == name).nth(nth - 1) == Some(event)
+        };
         self.wait_for(&format!("{name} number {nth}"), reached)
     }
 
@@ -139,7 +140,8 @@ impl Run {
         let is_it = |id: &Pid| {
             let command = fs::read(format!("/proc/{}/cmdline", id.as_raw_nonzero())).unwrap_or_default();
             let mut words = command.split(|&byte| byte == 0);
-            words.any(|word| word == b"--local-rank") && words.next() == Some(local_rank.to_string().as_bytes())
+            words.any(|word| word == b"--local-rank")
+                && words.next() == Some(local_rank.to_string().as_bytes())
         };
         let found = self.children().into_iter().find(is_it);
         found.unwrap_or_else(|| panic!("worker {local_rank} does not run\n{}", self.said()))
@@ -186,6 +188,7 @@ fn said(dir: &Path) -> String {
 fn events_of(dir: &Path, past: usize) -> Vec<Event> {
     let text = fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
     let Some((lines, _)) = text.get(past..).unwrap_or_default().rsplit_once('\n') else { return Vec::new() };
-    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
+    let parse =
+        |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
     lines.lines().filter(|line| !line.is_empty()).map(|line| Event(parse(line))).collect()
 }

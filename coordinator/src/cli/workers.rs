@@ -21,6 +21,8 @@ use super::Format;
 use crate::{core::Event, service::Handle};
 
 const PROGRAM: &str = "musher-worker";
+/// A worker's exit code when the run was stopped.
+const RESUMABLE: i32 = 75;
 /// Workers that have heard of the run's end exit by themselves; this is for those that have not.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -88,7 +90,7 @@ impl LocalWorkers {
         let mut last = None;
         while let Some(ended) = self.children.join_next().await {
             let Ok((index, status)) = ended else { continue };
-            if !status.success() {
+            if !matches!(status.code(), Some(0 | RESUMABLE)) {
                 warn!(worker = index, %status, "a worker process ended");
                 last = Some(format!("the last of the workers ended with {status}; its log says why"));
             }

@@ -16,14 +16,14 @@ mod training;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, mem, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step},
     job::JobConfig,
     message::{
-        DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker, Train,
-        Validated, Welcome,
+        DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker,
+        Train, Validated, Welcome,
     },
 };
 
@@ -335,7 +335,11 @@ impl Core {
             FromWorker::DataWarning(DataWarning { file, problem }) => {
                 // Each worker meets the file in its time; people hear of it once.
                 if self.data_warnings.insert((file.clone(), problem.clone())) {
-                    out.push(Action::Emit(RunEvent::DataWarning { worker: peer.worker().clone(), file, problem }));
+                    out.push(Action::Emit(RunEvent::DataWarning {
+                        worker: peer.worker().clone(),
+                        file,
+                        problem,
+                    }));
                 }
             }
             FromWorker::Failed(failed) if failed.any_worker => {
@@ -443,15 +447,14 @@ impl Core {
                 format!("it was silent for {:.1} s (cluster.heartbeat_timeout_s)", timeout.as_secs_f64());
             self.peer_lost(session, &reason, now, out);
         }
-        match self.phase {
-            Phase::Gathering(_) => self.form_if_ready(now, out),
-            Phase::Lingering { until, .. } if self.peers.is_empty() || now >= until => {
-                let Phase::Lingering { outcome, .. } = mem::replace(&mut self.phase, Phase::Ended) else {
-                    unreachable!("the phase was matched above")
-                };
-                out.push(Action::End(outcome));
-            }
-            _ => {}
+        if let Phase::Gathering(_) = self.phase {
+            self.form_if_ready(now, out);
+        }
+        if let Phase::Lingering { outcome, until } = &self.phase
+            && (self.peers.is_empty() || now >= *until)
+        {
+            out.push(Action::End(outcome.clone()));
+            self.phase = Phase::Ended;
         }
     }
 

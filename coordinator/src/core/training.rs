@@ -217,12 +217,13 @@ impl Core {
     ) {
         let units = self.validation_units().count();
         let Phase::Validating { team, stop, validated } = &mut self.phase else { return };
-        let Some(rank) = team.rank_of(session).filter(|_| report.epoch == stop.finished.held.epoch) else { return };
+        let Some(rank) = team.rank_of(session).filter(|_| report.epoch == stop.finished.held.epoch) else {
+            return;
+        };
         validated.take(rank, report);
         let Some(all) = validated.complete() else { return };
         let held = stop.finished.held;
-        let same_state =
-            all.iter().all(|v| v.state_digest == stop.finished.state_digest);
+        let same_state = all.iter().all(|v| v.state_digest == stop.finished.state_digest);
         let scores = match same_state {
             true => {
                 scores::aggregate(all.iter().flat_map(|v| &v.units), units, self.job.model.classes as usize)

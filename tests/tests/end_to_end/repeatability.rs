@@ -8,8 +8,7 @@ use crate::checks::{figures, weights};
 fn the_same_job_comes_to_the_same_bits() {
     let scene = Scene::new();
     let job = Job::tiny(&scene.data());
-    let [one, other] =
-        ["one", "other"].map(|name| scene.launch(&job, name, 2, &[]).wait().expect_code(0));
+    let [one, other] = ["one", "other"].map(|name| scene.launch(&job, name, 2, &[]).wait().expect_code(0));
     assert_eq!(figures(&one), figures(&other));
     assert_eq!(weights(&one.dir.join("best.safetensors")), weights(&other.dir.join("best.safetensors")));
 }

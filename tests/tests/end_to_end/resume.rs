@@ -52,7 +52,10 @@ fn after_the_machine_went_down_in_the_middle_of_an_epoch() {
         run.kill();
     });
     let from = resumed.one("run_started").text("resumed_from").to_owned();
-    assert!(["e0001-s00000004", "e0001-s00000008"].contains(&from.as_str()), "{from} is no mid-epoch checkpoint");
+    assert!(
+        ["e0001-s00000004", "e0001-s00000008"].contains(&from.as_str()),
+        "{from} is no mid-epoch checkpoint"
+    );
 }
 
 /// Stopping pools batch norm's running statistics at a step where the uninterrupted run does not; with

@@ -46,7 +46,7 @@ fn the_events_tell_the_run_in_order(run: &Ended, workers: u32) {
     assert_eq!(told, expected);
     assert_eq!(run.all("checkpoint_committed").len(), 2);
     assert_eq!(run.events.last().map(|event| event.name()), Some("run_finished"));
-    assert_eq!(run.one("generation_formed").number("world_size"), workers.into());
+    assert_eq!(run.one("generation_formed").number("world_size"), u64::from(workers));
 }
 
 fn the_events_have_the_contracts_fields(run: &Ended) {

@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 use musher_collective::{Phase, Tag};
 use musher_model::{Replica, StateStaging};
 use musher_proto::{
-    ids::Rank,
+    ids::{Generation, Rank},
     message::{Phase as WorkerPhase, Synced},
 };
 
@@ -54,7 +54,7 @@ impl Trainer {
 
     fn prepare_donor(&mut self, source: Source) -> Result<(), TrainError> {
         match source {
-            Source::Held => {}
+            Source::Held => return Ok(()),
             Source::Seeded => {
                 self.replica = Replica::new(&model_options(&self.job), self.job.seed, self.replica.device())?;
             }
@@ -66,6 +66,8 @@ impl Trainer {
                 self.replica.adopt(staging)?;
             }
         }
+        // Until the sync is complete, it is a state of no lineage.
+        self.lineage = Generation(0);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! Workers, and the teams that they form.
 
 use std::{
+    env,
     fmt::Debug,
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc::sync_channel},
     thread,
     time::{Duration, Instant},
@@ -24,6 +25,8 @@ use musher_worker::train::{
 };
 use tempfile::TempDir;
 
+use crate::start;
+
 /// Far longer than anything that works takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,7 +42,8 @@ pub fn job() -> JobConfig {
     job.model.width = 0.05;
     job.model.freeze_batch_norm = true;
     job.train.global_batch = GLOBAL_BATCH as u32;
-    job.train.epochs = 4; job.train.learning_rate = 3e-2;
+    job.train.epochs = 4;
+    job.train.learning_rate = 3e-3;
     job
 }
 
@@ -50,9 +54,9 @@ pub fn job_with_batch_norm() -> JobConfig {
     job
 }
 
-/// A data set for one test, removed at its end.
+/// A data set; one made for a test is removed at its end.
 pub struct Pets {
-    _root: TempDir,
+    _root: Option<TempDir>,
     dataset: Arc<Dataset>,
     cache: Arc<ImageCache>,
 }
@@ -68,16 +72,18 @@ impl Pets {
     pub fn made_by(make: impl FnOnce(&Path)) -> Self {
         let root = tempfile::tempdir().unwrap();
         make(root.path());
-        let dataset = Dataset::open(&musher_dataset::Source {
-            root: root.path().into(),
-            train_split: "annotations/trainval.txt".into(),
-            val_split: "annotations/test.txt".into(),
-        });
-        Self {
-            _root: root,
-            dataset: Arc::new(dataset.unwrap()),
-            cache: Arc::new(ImageCache::new(64 << 20)),
+        Self { dataset: open(root.path()), _root: Some(root), cache: cache() }
+    }
+
+    /// Photographs of the real data set, where they are at hand.
+    pub fn real() -> Option<Self> {
+        let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/pets");
+        let root = env::var_os("MUSHER_PETS").map_or_else(beside, PathBuf::from);
+        if !root.join("images").is_dir() {
+            println!("skipped: no data set at {}; set MUSHER_PETS", root.display());
+            return None;
         }
+        Some(Self { dataset: open(&root), _root: None, cache: cache() })
     }
 
     fn training_data(&self) -> TrainingData {
@@ -92,6 +98,19 @@ impl Pets {
     pub fn epoch(&self, epoch: u32) -> Train {
         Train { epoch: Epoch(epoch), cursor: 0, end: self.dataset.train().len() as u64 }
     }
+}
+
+fn open(root: &Path) -> Arc<Dataset> {
+    let dataset = Dataset::open(&musher_dataset::Source {
+        root: root.into(),
+        train_split: "annotations/trainval.txt".into(),
+        val_split: "annotations/test.txt".into(),
+    });
+    Arc::new(dataset.unwrap())
+}
+
+fn cache() -> Arc<ImageCache> {
+    Arc::new(ImageCache::new(256 << 20))
 }
 
 /// A worker between two generations, or in one.
@@ -150,6 +169,14 @@ impl Worker {
         synced
     }
 
+    /// Batch norm's running means, then variances.
+    pub fn statistics(&self) -> Vec<f32> {
+        let replica = self.trainer.replica();
+        let range = replica.state_layout().batch_norm;
+        let bytes = replica.read_state(range.start, (range.end - range.start) as usize).unwrap();
+        bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    }
+
     pub fn digest(&self) -> u64 {
         self.trainer.replica().state_digest().unwrap()
     }
@@ -198,6 +225,15 @@ impl Team {
     pub fn seeded(pets: &Pets, job: &JobConfig, world: usize) -> Self {
         let mut team = Self::form(1, Worker::new_team(pets, job, world));
         team.sync(0, || Source::Seeded);
+        team
+    }
+
+    /// As [`seeded`](Self::seeded), from the state of [`start`].
+    pub fn started(pets: &Pets, job: &JobConfig, world: usize) -> Self {
+        let workers = Worker::new_team(pets, job, world);
+        let state = start::state(workers[0].trainer.replica().options());
+        let mut team = Self::form(1, workers);
+        team.sync(0, || checkpoint(&state));
         team
     }
 

@@ -6,6 +6,7 @@
 
 mod fault;
 mod harness;
+mod start;
 
 mod agreement;
 mod loss_of_a_peer;

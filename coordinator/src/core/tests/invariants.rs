@@ -26,7 +26,10 @@ impl Ledger {
                 invariant_fences_are_on_disk_before_they_are_sent(message, disk);
             }
             Action::Persist(fences) => {
-                assert!(fences.generation >= disk.generation && fences.lineage >= disk.lineage, "fences never fall");
+                assert!(
+                    fences.generation >= disk.generation && fences.lineage >= disk.lineage,
+                    "fences never fall"
+                );
             }
             _ => {}
         }
@@ -54,7 +57,11 @@ impl Ledger {
                 assert!(message.generation >= self.newest, "generations grow");
                 self.newest = message.generation;
             }
-            ToWorker::Train(_) | ToWorker::Pause | ToWorker::Validate(_) | ToWorker::Save(_) | ToWorker::Abort { .. } => {
+            ToWorker::Train(_)
+            | ToWorker::Pause
+            | ToWorker::Validate(_)
+            | ToWorker::Save(_)
+            | ToWorker::Abort { .. } => {
                 assert_eq!(message.generation, self.newest, "only the newest generation is told to work");
             }
             ToWorker::Welcome(_) | ToWorker::Refused { .. } | ToWorker::Finish(_) => {}
@@ -71,7 +78,11 @@ impl Ledger {
             let position = commit.position;
             assert_eq!((header.lineage, header.applied), (position.lineage, position.applied), "one label");
             let label = state.label.0;
-            assert_eq!((label.epoch, label.cursor), (position.epoch, position.cursor), "the label is the state's");
+            assert_eq!(
+                (label.epoch, label.cursor),
+                (position.epoch, position.cursor),
+                "the label is the state's"
+            );
             assert_eq!(state.steps, parts[0].1.steps, "one state");
             if let PartKind::State { .. } = header.kind {
                 covered += header.length;
@@ -86,7 +97,9 @@ impl Ledger {
 fn invariant_fences_are_on_disk_before_they_are_sent(message: &Fenced<ToWorker>, disk: &Fences) {
     assert_eq!(message.term, disk.term);
     match message.body {
-        ToWorker::Form(_) => assert_eq!(message.generation, disk.generation, "a generation is persisted first"),
+        ToWorker::Form(_) => {
+            assert_eq!(message.generation, disk.generation, "a generation is persisted first")
+        }
         ToWorker::Train(_) => assert_eq!(message.generation, disk.lineage, "a lineage is persisted first"),
         _ => {}
     }
@@ -105,7 +118,9 @@ pub fn invariant_applied_never_falls_behind_a_live_holder(
     let formed: Vec<(Session, &Form)> = actions
         .iter()
         .filter_map(|action| match action {
-            Action::Send { session, message: Fenced { body: ToWorker::Form(form), .. } } => Some((*session, form)),
+            Action::Send { session, message: Fenced { body: ToWorker::Form(form), .. } } => {
+                Some((*session, form))
+            }
             _ => None,
         })
         .collect();
@@ -116,10 +131,18 @@ pub fn invariant_applied_never_falls_behind_a_live_holder(
     assert!(!workers[&donor].connected || applied_by(&donor) == best, "the donor is the most advanced");
 }
 
-fn invariant_each_sample_is_in_one_applied_step(epoch: Epoch, step: Step, workers: &BTreeMap<Session, Worker>) {
-    let holders = workers.values().filter_map(|w| w.state.as_ref()).filter(|s| s.label.0.applied == step && s.label.0.epoch == epoch);
+fn invariant_each_sample_is_in_one_applied_step(
+    epoch: Epoch,
+    step: Step,
+    workers: &BTreeMap<Session, Worker>,
+) {
+    let holders = workers
+        .values()
+        .filter_map(|w| w.state.as_ref())
+        .filter(|s| s.label.0.applied == step && s.label.0.epoch == epoch);
     for state in holders.filter(|s| s.label.0.cursor == TRAIN_SAMPLES) {
-        let mut used: Vec<u64> = state.steps.iter().filter(|(e, _)| *e == epoch).flat_map(|(_, s)| s.clone()).collect();
+        let mut used: Vec<u64> =
+            state.steps.iter().filter(|(e, _)| *e == epoch).flat_map(|(_, s)| s.clone()).collect();
         used.sort_unstable();
         assert_eq!(used, (0..TRAIN_SAMPLES).collect::<Vec<_>>(), "epoch {epoch} uses each sample once");
         assert_eq!(state.steps.len() as u64, step.0, "no step is applied twice");

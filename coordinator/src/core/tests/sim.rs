@@ -13,9 +13,9 @@ use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term},
     job::JobConfig,
     message::{
-        DataFacts, EpochTotals, Fenced, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL, PartHeader, PartKind,
-        Phase as WorkerPhase, Progress, ReplicaLabel, Save, SegmentFinished, Start, Synced, ToWorker, Train,
-        UnitResult, Validate, Validated,
+        DataFacts, EpochTotals, Fenced, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL, PartHeader,
+        PartKind, Phase as WorkerPhase, Progress, ReplicaLabel, Save, SegmentFinished, Start, Synced,
+        ToWorker, Train, UnitResult, Validate, Validated,
     },
     shard::{Segment, ValidationUnits},
 };
@@ -87,7 +87,7 @@ pub struct Worker {
     to_core: VecDeque<Fenced<FromWorker>>,
     to_worker: VecDeque<Fenced<ToWorker>>,
     /// What it has said, for repeating it.
-    said: Vec<Fenced<FromWorker>>,
+    pub said: Vec<Fenced<FromWorker>>,
     /// Its last words, as it heard them.
     pub finish: Option<ToWorker>,
     pub refused: Option<String>,
@@ -202,7 +202,13 @@ impl Sim {
         self.connect_as(name, self.incarnation, PROTOCOL, None)
     }
 
-    pub fn connect_as(&mut self, name: &str, incarnation: u64, protocol: u32, state: Option<State>) -> Session {
+    pub fn connect_as(
+        &mut self,
+        name: &str,
+        incarnation: u64,
+        protocol: u32,
+        state: Option<State>,
+    ) -> Session {
         self.next_session += 1;
         let session = Session(self.next_session);
         let worker = Worker {
@@ -240,7 +246,10 @@ impl Sim {
     }
 
     pub fn say(&mut self, session: Session, generation: Generation, body: FromWorker) {
-        self.tell(Event::MessageReceived { session, message: Fenced { term: self.fences.term, generation, body } });
+        self.tell(Event::MessageReceived {
+            session,
+            message: Fenced { term: self.fences.term, generation, body },
+        });
     }
 
     /// The worker's process dies. The core hears of it when the moves get to it.
@@ -290,7 +299,8 @@ impl Sim {
 
     /// The `pick`th thing on its way to the store is lost.
     pub fn lose_upload(&mut self, pick: usize) {
-        let uploads: Vec<usize> = (0..self.store.len()).filter(|&i| matches!(self.store[i], InStore::Upload(..))).collect();
+        let uploads: Vec<usize> =
+            (0..self.store.len()).filter(|&i| matches!(self.store[i], InStore::Upload(..))).collect();
         let Some(&at) = uploads.get(pick % uploads.len().max(1)) else { return };
         if let InStore::Upload(header, _) = self.store.remove(at) {
             self.tell(Event::PartFailed { header, reason: "no space left".into() });
@@ -306,7 +316,8 @@ impl Sim {
         let end = self.now + by;
         while self.now < end && self.outcome.is_none() {
             self.now = end.min(self.now + Duration::from_secs(1));
-            let alive: Vec<Session> = self.workers.iter().filter(|(_, w)| w.connected).map(|(&s, _)| s).collect();
+            let alive: Vec<Session> =
+                self.workers.iter().filter(|(_, w)| w.connected).map(|(&s, _)| s).collect();
             for session in alive {
                 self.say(session, Generation(0), FromWorker::Progress(heartbeat()));
             }
@@ -368,7 +379,10 @@ impl Sim {
             }
             Move::Store(at) => match self.store.remove(at) {
                 InStore::Upload(header, state) => {
-                    let open = self.open.get_mut(&header.checkpoint).filter(|(lineage, _)| *lineage == header.lineage);
+                    let open = self
+                        .open
+                        .get_mut(&header.checkpoint)
+                        .filter(|(lineage, _)| *lineage == header.lineage);
                     let answer = match open {
                         Some((_, parts)) => {
                             parts.push((header.clone(), state));
@@ -407,6 +421,13 @@ impl Sim {
         }
     }
 
+    /// Workers read all that they were sent.
+    pub fn settle_orders(&mut self) {
+        while let Some(step) = self.moves().into_iter().find(|step| matches!(step, Move::ToWorker(_))) {
+            self.perform(step);
+        }
+    }
+
     pub fn until_event(&mut self, wanted: impl Fn(&RunEvent) -> bool) {
         let seen = self.events.len();
         self.until(|sim| sim.events[seen..].iter().any(&wanted));
@@ -431,7 +452,10 @@ impl Sim {
 
     /// Sessions of the generation's members that are still in it.
     pub fn members(&self, generation: Generation) -> Vec<Session> {
-        let in_it = self.workers.iter().filter(|(_, w)| w.connected && w.generation == generation && generation.0 > 0);
+        let in_it = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.connected && w.generation == generation && generation.0 > 0);
         let mut members: Vec<(Rank, Session)> =
             in_it.filter_map(|(&s, w)| Some((w.form.as_ref()?.rank, s))).collect();
         members.sort();
@@ -466,11 +490,13 @@ impl Sim {
                 }
                 Action::CommitCheckpoint(commit) => {
                     let checkpoint = commit.checkpoint.clone();
-                    let (_, parts) = self.open.remove(&checkpoint).expect("only an open checkpoint is committed");
+                    let (_, parts) =
+                        self.open.remove(&checkpoint).expect("only an open checkpoint is committed");
                     Ledger::invariant_a_commit_has_all_its_parts(&commit, &parts);
                     let state = parts[0].1.clone();
                     self.committed.insert(checkpoint.clone(), (*commit, state));
-                    self.store.push(InStore::Answer(Event::CheckpointCommitted { checkpoint, bytes: STATE_BYTES }));
+                    self.store
+                        .push(InStore::Answer(Event::CheckpointCommitted { checkpoint, bytes: STATE_BYTES }));
                 }
                 Action::Emit(event) => {
                     self.ledger.check_event(&event, &self.workers);
@@ -524,7 +550,10 @@ impl Sim {
             ToWorker::Train(train) if worker.generation == generation => {
                 let label = worker.state.as_ref().expect("only who synced is sent on").label.0;
                 let next = label.epoch < train.epoch && train.cursor == 0;
-                assert!(next || (label.epoch, label.cursor) == (train.epoch, train.cursor), "{label:?} {train:?}");
+                assert!(
+                    next || (label.epoch, label.cursor) == (train.epoch, train.cursor),
+                    "{label:?} {train:?}"
+                );
                 worker.doing = Doing::Training { train, pause: false };
                 if train.cursor == train.end {
                     self.finish_segment(session, false);
@@ -535,10 +564,16 @@ impl Sim {
                     *pause = true;
                 }
             }
-            ToWorker::Validate(validate) if worker.generation == generation => self.validate(session, validate),
+            ToWorker::Validate(validate) if worker.generation == generation => {
+                self.validate(session, validate)
+            }
             ToWorker::Save(save) if worker.generation == generation => self.save(session, save),
             ToWorker::Abort { .. } if worker.generation == generation => self.leave_generation(session, ""),
-            ToWorker::Train(_) | ToWorker::Pause | ToWorker::Validate(_) | ToWorker::Save(_) | ToWorker::Abort { .. } => {}
+            ToWorker::Train(_)
+            | ToWorker::Pause
+            | ToWorker::Validate(_)
+            | ToWorker::Save(_)
+            | ToWorker::Abort { .. } => {}
             ToWorker::Finish(_) => {
                 worker.finish = Some(body);
                 worker.doing = Doing::Nothing;
@@ -564,15 +599,24 @@ impl Sim {
     fn is_broken(&self, worker: &Worker) -> bool {
         let Some(form) = &worker.form else { return false };
         let here = self.members(worker.generation);
-        let left = here.iter().filter_map(|s| self.workers.get(s)).any(|w| w.doing == Doing::Nothing && self.has_left(w));
+        let left = here
+            .iter()
+            .filter_map(|s| self.workers.get(s))
+            .any(|w| w.doing == Doing::Nothing && self.has_left(w));
         let unformed = self.workers.values().filter(|w| {
-            w.connected && w.to_worker.iter().any(|m| m.generation == worker.generation && matches!(m.body, ToWorker::Form(_)))
+            w.connected
+                && w.to_worker
+                    .iter()
+                    .any(|m| m.generation == worker.generation && matches!(m.body, ToWorker::Form(_)))
         });
         left || here.len() + unformed.count() < form.roster.len()
     }
 
     fn has_left(&self, worker: &Worker) -> bool {
-        worker.said.iter().any(|m| m.generation == worker.generation && matches!(m.body, FromWorker::Interrupted(_)))
+        worker
+            .said
+            .iter()
+            .any(|m| m.generation == worker.generation && matches!(m.body, FromWorker::Interrupted(_)))
     }
 
     fn can_sync(&self, worker: &Worker) -> bool {
@@ -589,7 +633,9 @@ impl Sim {
             (_, false) => self.donated.get(&generation).cloned().expect("the donor goes first"),
             (Start::Seeded, true) => State::default(),
             (Start::Held, true) => worker.state.clone().expect("a donor holds a state"),
-            (Start::Checkpoint(id), true) => self.committed.get(id).expect("only a committed one is named").1.clone(),
+            (Start::Checkpoint(id), true) => {
+                self.committed.get(id).expect("only a committed one is named").1.clone()
+            }
         };
         if !form.broadcast {
             assert_eq!(worker.state.as_ref(), Some(&state), "without a broadcast all hold the donor's state");
@@ -606,7 +652,10 @@ impl Sim {
 
     /// `who` of the `team` has the next step's update in its parameters.
     fn apply(&mut self, who: &[Session], team: &[Session]) {
-        let pause = team.iter().filter_map(|s| self.workers.get(s)).any(|w| matches!(w.doing, Doing::Training { pause: true, .. }));
+        let pause = team
+            .iter()
+            .filter_map(|s| self.workers.get(s))
+            .any(|w| matches!(w.doing, Doing::Training { pause: true, .. }));
         for &session in who {
             let Some(worker) = self.workers.get_mut(&session) else { continue };
             let Doing::Training { train, .. } = worker.doing else { continue };
@@ -625,7 +674,10 @@ impl Sim {
                 global_batch: batch,
             };
             let world = team.len() as u32;
-            let samples = (0..world).filter_map(|r| segment.steps(Rank(r), world).next()).flat_map(|s| s.sample_ids).collect();
+            let samples = (0..world)
+                .filter_map(|r| segment.steps(Rank(r), world).next())
+                .flat_map(|s| s.sample_ids)
+                .collect();
             state.steps.push((train.epoch, samples));
             label.applied = label.applied.next();
             label.cursor = (label.cursor + batch).min(train.end);
@@ -654,7 +706,12 @@ impl Sim {
         let loss = self.curve[at];
         let units = units.of_rank(form.rank, form.roster.len() as u32).map(|index| {
             let samples = units.positions(index);
-            UnitResult { index, samples: samples.end - samples.start, loss_sum: loss * 9.0, confusion: vec![1; 9] }
+            UnitResult {
+                index,
+                samples: samples.end - samples.start,
+                loss_sum: loss * 9.0,
+                confusion: vec![1; 9],
+            }
         });
         let report = Validated {
             epoch: validate.epoch,

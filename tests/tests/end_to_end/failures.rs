@@ -1,0 +1,101 @@
+//! Workers that die, hang or all go away.
+
+use musher_tests::{Job, Scene, run::Ended};
+use rustix::process::{Signal, kill_process};
+
+use crate::checks::{each_sample_is_trained_on_once, each_sample_is_validated_once, figures};
+
+/// Enough for progress to be reported in mid-epoch.
+const TRAIN: usize = 228;
+
+#[test]
+fn survivors_go_on_when_a_worker_is_killed() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let job = Job::tiny(&data).set("model.freeze_batch_norm", true);
+    let whole = scene.launch(&job, "whole", 3, &[]).wait().expect_code(0);
+
+    let mut run = scene.launch(&job, "killed", 3, &[]);
+    run.wait_for_mid_epoch(1);
+    let processes = [0, 1, 2].map(|rank| run.worker(rank));
+    kill_process(processes[1], Signal::KILL).expect("it runs");
+    run.wait_for_nth("epoch_started", 2);
+    assert_eq!([run.worker(0), run.worker(2)], [processes[0], processes[2]], "no survivor was restarted");
+    let run = run.wait().expect_code(0);
+
+    the_loss_is_told(&run, ".1");
+    let sizes: Vec<_> = run.all("generation_formed").iter().map(|event| event.number("world_size")).collect();
+    assert_eq!(sizes, [3, 2]);
+    let second = run.all("generation_formed")[1];
+    assert!(second.number("applied_step") > 0, "the survivors kept what was trained: {second:?}");
+    assert_eq!(run.all("epoch_started").len(), 2, "no epoch began anew");
+    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+    each_sample_is_validated_once(&run, 12);
+    // The same samples in the same steps: only the order of float sums differs.
+    for (epoch, undisturbed) in figures(&whole) {
+        let ratio = figures(&run)[&epoch].train_loss / undisturbed.train_loss;
+        assert!((ratio - 1.0).abs() < 1e-2, "epoch {epoch} trained on other samples: {ratio}");
+    }
+}
+
+fn the_loss_is_told(run: &Ended, worker: &str) {
+    let left = run.one("worker_left");
+    assert!(left.text("worker").ends_with(worker), "{left:?}");
+    assert!(!left.text("reason").is_empty());
+    let aborted = run.one("generation_aborted");
+    assert_eq!(aborted.number("generation"), run.all("generation_formed")[0].number("generation"));
+    assert!(!aborted.text("reason").is_empty());
+}
+
+#[test]
+fn a_worker_that_hangs_is_removed() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let job = Job::tiny(&data).set("train.epochs", 1).set("cluster.heartbeat_timeout_s", 3.0);
+    let mut run = scene.launch(&job, "hung", 2, &[]);
+    run.wait_for_mid_epoch(1);
+    let hung = run.worker(1);
+    kill_process(hung, Signal::STOP).expect("it runs");
+    run.wait_for_nth("generation_formed", 2);
+    kill_process(hung, Signal::CONT).expect("it was only stopped");
+    let run = run.wait().expect_code(0);
+    the_loss_is_told(&run, ".1");
+    let reason = run.one("worker_left").text("reason").to_owned();
+    assert!(reason.contains("silent for 3.0 s (cluster.heartbeat_timeout_s)"), "{reason}");
+    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+}
+
+#[test]
+fn a_run_whose_workers_are_all_dead_fails() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let mut run = scene.launch(&Job::tiny(&data), "dead", 2, &[]);
+    run.wait_for_nth("epoch_started", 1);
+    for rank in [0, 1] {
+        kill_process(run.worker(rank), Signal::KILL).expect("it runs");
+    }
+    let run = run.wait().expect_code(1);
+    let reason = run.one("run_failed").text("reason").to_owned();
+    assert!(reason.contains("SIGKILL"), "{reason}");
+    let line = run.end.last_line();
+    assert_eq!((&line["status"], &line["reason"]), (&"failed".into(), &reason.into()));
+}
+
+#[test]
+fn below_min_workers_a_run_waits_for_another() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let job = Job::tiny(&data).set("train.epochs", 1).set("cluster.min_workers", 2);
+    let mut run = scene.launch(&job, "short-handed", 2, &[]);
+    run.wait_for_mid_epoch(1);
+    kill_process(run.worker(0), Signal::KILL).expect("it runs");
+    let waiting = run.wait_for_nth("waiting_for_workers", 2);
+    assert_eq!((waiting.number("present"), waiting.number("expected")), (1, 2));
+    let substitute = scene.join(&run, "substitute", &[]);
+    let run = run.wait().expect_code(0);
+    substitute.wait().expect_code(0);
+    let sizes: Vec<_> = run.all("generation_formed").iter().map(|event| event.number("world_size")).collect();
+    assert_eq!(sizes, [2, 2]);
+    assert!(run.all("generation_formed")[1].number("applied_step") > 0, "the survivor's state was kept");
+    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+}
