@@ -14,8 +14,9 @@ macro_rules! number {
         pub struct $name(pub $inner);
 
         impl $name {
+            /// The one after it; the greatest stays, as peers may claim any number.
             pub const fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
 

@@ -420,6 +420,9 @@ impl Core {
                 reason: reason.into(),
             }));
         }
+        if self.fences.generation == Generation(0) && self.peers.values().all(|peer| peer.join.is_none()) {
+            self.data = None; // nothing was trained on the first one's data set: it binds nobody
+        }
         self.settled(session, now, out);
         if rank.is_some() {
             self.abort(format!("worker {} left: {reason}", peer.worker()), now, out);

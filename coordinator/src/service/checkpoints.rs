@@ -16,6 +16,7 @@ use musher_proto::{
 use tokio::{sync::mpsc, task};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use super::Handle;
 use crate::{
@@ -75,7 +76,15 @@ impl Uploads {
         let manifest = manifest(commit, job, open.parts, open.files);
         let bytes = manifest.state_bytes + manifest.files.iter().map(|file| file.bytes).sum::<u64>();
         open.pending.commit(&manifest)?;
-        let weights = self.store.path_of(id).join(WEIGHTS);
+        // From here on the checkpoint stands, whatever becomes of the rest.
+        if let Err(error) = self.tidy_up(commit, job, run_dir) {
+            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but not all that follows it was done");
+        }
+        Ok(bytes)
+    }
+
+    fn tidy_up(&self, commit: &Commit, job: &JobConfig, run_dir: &RunDir) -> Result<(), StoreError> {
+        let weights = self.store.path_of(&commit.checkpoint).join(WEIGHTS);
         if commit.is_best {
             store::copy_atomically(&weights, &run_dir.best_weights())?;
         }
@@ -84,7 +93,7 @@ impl Uploads {
         }
         let best = commit.progress.saved_best.as_ref().map(|best| &best.checkpoint);
         self.store.prune(job.checkpoint.keep as usize, best)?;
-        Ok(bytes)
+        Ok(())
     }
 
     fn writer(&self, header: &PartHeader) -> Result<Writer, Status> {

@@ -1,9 +1,10 @@
 //! A checkpoint that is being written: nobody sees it before its commit.
 //!
-//! Lives in `.pending-<id>`; dropping it without a commit removes that directory.
+//! Lives in `.pending-<id>.<attempt>`; dropping it without a commit removes that directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use musher_proto::ids::CheckpointId;
 
@@ -23,7 +24,10 @@ pub struct PendingCheckpoint {
 
 impl PendingCheckpoint {
     pub(super) fn create(store: &Path, id: CheckpointId, state_bytes: u64) -> Result<Self, StoreError> {
-        let dir = store.join(format!("{PENDING}{id}"));
+        // Each attempt has a directory of its own: writers of one that was abandoned can't disturb the next.
+        static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        let dir = store.join(format!("{PENDING}{id}.{attempt}"));
         durable::remove_dir(&dir)?;
         fs::create_dir(&dir).context("create", &dir)?;
         Ok(Self { id, state_bytes, store: store.to_owned(), dir })

@@ -1,7 +1,7 @@
 //! A rank that is gone in the middle of a segment: the others keep their last applied step, and go on
 //! without it.
 
-use std::{collections::BTreeMap, sync::mpsc::sync_channel, thread, time::Instant};
+use std::{collections::BTreeMap, sync::Barrier, thread, time::Instant};
 
 use musher_collective::Phase;
 use musher_proto::{ids::Step, message::Train};
@@ -120,7 +120,7 @@ fn a_control_word_that_does_not_add_up_is_no_step() {
     assert_eq!(team.0[1].tensor_digest(), expected[&Step(AT_STEP)]);
 }
 
-/// Aborted by another thread, wherever the ranks may be just then.
+/// Aborted by another thread while rank 0 stands between two steps and the others are within one.
 #[test]
 fn an_abort_from_outside_ends_the_generation_between_two_steps() {
     let pets = Pets::drawn();
@@ -128,17 +128,19 @@ fn an_abort_from_outside_ends_the_generation_between_two_steps() {
     for victim in 0..3 {
         let mut team = Team::started(&pets, &job(), 3);
         let aborter = team.0[victim].aborter();
-        let (began, begun) = sync_channel(1);
+        let meet = Barrier::new(2);
         thread::scope(|scope| {
-            scope.spawn(move || {
-                begun.recv().unwrap();
+            scope.spawn(|| {
+                meet.wait();
                 aborter.abort();
+                meet.wait();
             });
             team.each(|worker| {
                 let first = worker.rank() == 0;
                 let result = worker.train(pets.epoch(1), &StopFlag::default(), |steps| {
                     if first && steps == 2 {
-                        began.send(()).unwrap();
+                        meet.wait();
+                        meet.wait();
                     }
                 });
                 let error: TrainError = result.unwrap_err();
