@@ -204,7 +204,8 @@ impl Core {
         self.phase = Phase::Gathering(Gathering {
             awaiting,
             until: now + seconds(patience),
-            wanted: team.world(),
+            // The survivors go on at once; who comes back is taken in between two steps.
+            wanted: self.job.cluster.min_workers,
             give_up: None,
             pooled: false,
         });

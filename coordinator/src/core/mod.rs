@@ -377,6 +377,10 @@ impl Core {
             // Whoever comes: form when nobody has come for a while.
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
         }
+        if let Phase::Training { .. } = self.phase {
+            // Taken in between two steps; nobody aborts anything.
+            self.send_team(&ToWorker::Pause, out);
+        }
     }
 
     /// # Errors

@@ -160,7 +160,9 @@ impl Core {
     ) {
         let Phase::Training { team, state_bytes, train, finished, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
-        if !report.paused && (report.held.epoch, report.held.cursor) != (train.epoch, train.end) {
+        let advanced = (train.cursor + 1..=train.end).contains(&report.held.cursor);
+        let ends_it = if report.paused { advanced } else { report.held.cursor == train.end };
+        if report.held.epoch != train.epoch || !ends_it {
             return; // a repeated report of an earlier segment
         }
         finished.take(rank, report);
@@ -186,7 +188,7 @@ impl Core {
         if held.cursor < self.train_samples() {
             let then = self.stop_requested.then_some(Status::Stopped);
             if first.paused && then.is_none() {
-                return self.train_from(team, held, stop.state_bytes, now, out);
+                return self.go_on(team, stop, now, out);
             }
             let save = SaveRequest { applied: held.applied, is_best: false, is_last: false, then };
             return self.save(team, stop, save, now, out);

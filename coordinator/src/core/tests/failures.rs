@@ -94,7 +94,7 @@ fn the_event_names_the_donor_even_if_it_is_not_rank_0() {
     sim.until(|sim| sim.phase() == "training");
     sim.join("a");
     sim.until(|sim| formed(sim).len() == 2);
-    assert_eq!(formed(&sim)[1], (2, 2, "b".into(), 3));
+    assert_eq!(formed(&sim)[1], (2, 2, "b".into(), 1));
 }
 
 #[test]
