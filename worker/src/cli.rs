@@ -91,8 +91,7 @@ impl Join {
             host,
             device: "cpu".into(),
         };
-        let threads =
-            self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = self.threads.unwrap_or_else(cores).min(openmp_limit()).max(1);
         // Few threads: it only carries messages, and the cores belong to training.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let exit = runtime.block_on(async {
@@ -103,12 +102,26 @@ impl Join {
                 channel,
                 ring_address,
                 data_root: self.data_root,
-                threads: threads.max(1),
+                threads,
             };
             shell::run(options).await
         });
         runtime.shutdown_background();
         exit
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads that OpenMP gives for sure. oneDNN's kernels wait for as many as they asked for: with fewer
+/// they wait for ever.
+fn openmp_limit() -> usize {
+    let set = |name| std::env::var(name).unwrap_or_default().trim().to_ascii_lowercase();
+    match set("OMP_DYNAMIC").as_str() {
+        "" | "false" | "0" => set("OMP_THREAD_LIMIT").parse().unwrap_or(usize::MAX),
+        _ => 1,
     }
 }
 

@@ -70,6 +70,18 @@ fn a_step_that_is_not_applied_leaves_no_trace() {
     traces[0].dedup();
     assert_eq!(traces[0].len(), 3, "the ranks' statistics are not pooled yet");
     assert_eq!(traces[0], traces[1]);
+
+    // Nor in what a state's bytes do not show: one who was there goes on as one who was not.
+    let mut team = Team::started(&pets, &job_with_batch_norm(), 3);
+    team.0[2].goes_wrong(At { phase: Phase::Control, step: AT_STEP, bucket: 0 }, Fault::GoneBefore);
+    break_step(&mut team, pets.epoch(1));
+    let mut newcomer = Team::resumed(&pets, &job_with_batch_norm(), 1, &team.0[0].state());
+    let mut survivor = Team::form(2, vec![team.0.remove(0)]);
+    let cursor = survivor.sync(0, || Source::Held).held.cursor;
+    for team in [&mut newcomer, &mut survivor] {
+        team.train(Train { cursor, ..pets.epoch(1) });
+    }
+    assert_eq!(survivor.0[0].digest(), newcomer.0[0].digest());
 }
 
 #[test]

@@ -26,7 +26,9 @@ fn all_ranks_skip_the_step_of_one_ranks_overflow() {
     assert_eq!(agreed(team.0.iter().map(Worker::tensor_digest)), before);
     assert_eq!(agreed(team.0.iter().map(|w| w.trainer.replica().adam_steps())), adam_steps);
 
+    let mut newcomers = Team::resumed(&pets, &job_with_batch_norm(), 3, &team.0[0].state());
     let end = team.train(Train { cursor: 3 * GLOBAL_BATCH, ..order });
+    assert_eq!(newcomers.train(Train { cursor: 3 * GLOBAL_BATCH, ..order }), end);
     assert_eq!(end.totals.steps_skipped, 1);
     assert!(end.totals.loss_sum.is_finite());
     assert_ne!(team.0[0].tensor_digest(), before);
