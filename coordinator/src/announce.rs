@@ -1,5 +1,7 @@
 //! The core's run events as `tracing` events: the names and fields of `events.jsonl`.
 
+use std::path::Path;
+
 use musher_proto::{ids::Epoch, job::JobConfig};
 use tracing::{error, info, warn};
 
@@ -187,7 +189,7 @@ impl Announcer {
                     val_miou = outcome.scores.map(|s| s.miou),
                     images_per_second = outcome.images_per_second,
                     data_warnings = outcome.data_warnings,
-                    best_weights = self.weights,
+                    best_weights = Some(self.weights.as_str()).filter(|file| Path::new(file).exists()),
                 );
             }
             RunEvent::RunFailed { reason } => {

@@ -74,6 +74,7 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
             FromWorker::Failed(m) => {
                 Body::Failed(wire::Failed { reason: m.reason, any_worker: m.any_worker })
             }
+            FromWorker::Leaving => Body::Leaving(wire::Leaving {}),
             FromWorker::Goodbye => Body::Goodbye(wire::Goodbye {}),
         };
         Self { term: message.term.0, generation: message.generation.0, body: Some(body) }
@@ -141,6 +142,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
             Body::Failed(m) => {
                 FromWorker::Failed(domain::Failed { reason: m.reason, any_worker: m.any_worker })
             }
+            Body::Leaving(wire::Leaving {}) => FromWorker::Leaving,
             Body::Goodbye(wire::Goodbye {}) => FromWorker::Goodbye,
         };
         Ok(Self { term: Term(message.term), generation: Generation(message.generation), body })
@@ -431,6 +433,7 @@ mod tests {
             }),
             FromWorker::DataWarning(domain::DataWarning { file: "a.jpg".into(), problem: "is a PNG".into() }),
             FromWorker::Failed(domain::Failed { reason: "no memory".into(), any_worker: true }),
+            FromWorker::Leaving,
             FromWorker::Goodbye,
         ]
     }

@@ -94,4 +94,10 @@ impl CheckpointId {
     pub fn of(epoch: Epoch, applied: Step) -> Self {
         Self(format!("e{:04}-s{:08}", epoch.0, applied.0))
     }
+
+    /// The same at the epoch's end, before its validation was judged: another checkpoint than the one
+    /// after it, which knows the verdict and may hold the best weights.
+    pub fn before_validation(epoch: Epoch, applied: Step) -> Self {
+        Self(format!("e{:04}-s{:08}-unvalidated", epoch.0, applied.0))
+    }
 }

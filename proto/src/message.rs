@@ -27,6 +27,8 @@ pub enum FromWorker {
     Interrupted(Interrupted),
     DataWarning(DataWarning),
     Failed(Failed),
+    /// It was told to go, and wants to be let go between two steps.
+    Leaving,
     Goodbye,
 }
 

@@ -116,13 +116,12 @@ impl Run {
         self.wait_for(&format!("{name} number {nth}"), reached)
     }
 
-    /// Waits until part of epoch `epoch` is trained, and part of it is not.
+    /// Waits for the first mid-epoch checkpoint, after step 4 of a job with `checkpoint.every_steps = 4`.
+    /// As checkpoints never pile up, the team cannot be far ahead of it.
     #[track_caller]
-    pub fn wait_for_mid_epoch(&mut self, epoch: u64) -> Event {
-        self.wait_for("progress in the middle of the epoch", |event| {
-            event.name() == "progress"
-                && event.number("epoch") == epoch
-                && (1..event.number("samples")).contains(&event.number("cursor"))
+    pub fn wait_for_mid_epoch(&mut self) -> Event {
+        self.wait_for("a checkpoint after step 4", |event| {
+            event.name() == "checkpoint_committed" && event.number("step") == 4
         })
     }
 

@@ -60,10 +60,11 @@ impl Scene {
         Process::start(command, self.path(&format!("process-{nth}")))
     }
 
-    /// `musher launch` of `job` with its run directory at `runs/NAME`.
+    /// `musher launch` of `job` with its run directory at `runs/NAME`. One thread a worker: busy cores
+    /// slow down those most that wait for each other.
     pub fn launch(&self, job: &Job, name: &str, workers: u32, args: &[&str]) -> Run {
         let workers = workers.to_string();
-        self.begin(job, name, &[&["launch", "--workers", &workers], args].concat())
+        self.begin(job, name, &[&["launch", "--workers", &workers, "--threads", "1"], args].concat())
     }
 
     /// `musher serve` of `job`.

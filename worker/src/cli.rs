@@ -97,13 +97,8 @@ impl Join {
         let exit = runtime.block_on(async {
             let channel = connection::connect(&url, Duration::from_secs(self.connect_timeout_s)).await?;
             let ring_address = ring_address(self.advertise.as_deref(), &url)?;
-            let options = shell::Options {
-                identity,
-                channel,
-                ring_address,
-                data_root: self.data_root,
-                threads,
-            };
+            let options =
+                shell::Options { identity, channel, ring_address, data_root: self.data_root, threads };
             shell::run(options).await
         });
         runtime.shutdown_background();

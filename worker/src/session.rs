@@ -32,6 +32,8 @@ pub enum Input {
         report: Report,
     },
     HeartbeatDue(Progress),
+    /// Somebody wants this worker to go (SIGTERM).
+    LeaveWanted,
 }
 
 /// What the training thread has done.
@@ -157,6 +159,12 @@ impl Session {
             }
             Input::DataWarned(warning) => vec![self.send(Generation(0), FromWorker::DataWarning(warning))],
             Input::Reported { generation, report } => self.reported(generation, report),
+            Input::LeaveWanted => match self.phase {
+                Phase::Greeting | Phase::Opening => self.leave(Exit::Resumable),
+                Phase::Idle | Phase::Member { .. } | Phase::Leaving => {
+                    vec![self.send(Generation(0), FromWorker::Leaving)]
+                }
+            },
             Input::HeartbeatDue(progress) => match self.phase {
                 Phase::Greeting | Phase::Leaving => Vec::new(),
                 Phase::Opening | Phase::Idle => {
@@ -349,6 +357,16 @@ mod tests {
             outputs[..],
             [Output::AbortExchange, Output::Command { command: Command::Leave, .. }]
         ));
+    }
+
+    #[test]
+    fn a_member_that_is_wanted_gone_asks_to_be_let_go() {
+        let mut session = joined();
+        session.handle(received(3, 5, form()));
+        let outputs = session.handle(Input::LeaveWanted);
+        assert!(matches!(&outputs[..], [Output::Send(Fenced { body: FromWorker::Leaving, .. })]));
+        let train = ToWorker::Train(Train { epoch: Epoch(1), cursor: 0, end: 4 });
+        assert_eq!(commands(&session.handle(received(3, 5, train))).len(), 1, "until then it does its work");
     }
 
     #[test]

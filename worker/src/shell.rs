@@ -16,7 +16,11 @@ use musher_proto::{
     message::{DataFacts, DataWarning, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
-use tokio::{sync::mpsc, task, time};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task, time,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 use tracing::{info, warn};
@@ -37,6 +41,8 @@ const ORDERS: usize = 16;
 const PRODUCTS: usize = 16;
 /// A checkpoint's chunks on their way to the training thread.
 const CHUNKS: usize = 8;
+/// Exit code of a process that SIGTERM ended.
+const TERMINATED: i32 = 143;
 /// For the last words to reach the coordinator.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -77,6 +83,8 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         .await
         .map_err(describe)?
         .into_inner();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut terminated = false;
     let mut heartbeat = time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     while exit.is_none() {
@@ -97,6 +105,12 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
                     continue;
                 }
             },
+            _ = terminate.recv() => {
+                if std::mem::replace(&mut terminated, true) {
+                    std::process::exit(TERMINATED);
+                }
+                Input::LeaveWanted
+            }
             _ = heartbeat.tick() => Input::HeartbeatDue(shell.board.read()),
         };
         let outputs = shell.session.handle(input);

@@ -1,8 +1,11 @@
 //! `musher launch`: the coordinator and its workers on this machine.
 
+use std::num::NonZeroUsize;
+
 use anyhow::anyhow;
 use clap::Args;
 use musher_dataset::{Dataset, DatasetError, Source};
+use musher_launcher::RestartPolicy;
 use musher_proto::job;
 
 use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
@@ -14,6 +17,13 @@ pub struct Launch {
     /// Worker processes [default: cluster.workers, or 1 where that is 0]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
+    /// Threads that each worker computes with; another number changes results in their last bits
+    /// [default: the cores, shared out among the workers]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Restarts in a row before a worker that keeps dying is given up
+    #[arg(long, value_name = "N", default_value_t = RestartPolicy::default().limit)]
+    max_restarts: u32,
 }
 
 impl Launch {
@@ -37,11 +47,16 @@ impl Launch {
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job).await?;
             let count = if prepared.is_finished() { 0 } else { count };
-            let team =
-                workers::LocalWorkers::start(&program, prepared.address(), count, self.job.log_format)?;
-            let stopper = team.stopper();
+            let (team, farewell) = workers::LocalWorkers::start(&workers::Plan {
+                program,
+                coordinator: prepared.address(),
+                count,
+                threads: self.threads.map_or_else(|| workers::shared_cores(count), NonZeroUsize::get),
+                log_format: self.job.log_format,
+                max_restarts: self.max_restarts,
+            })?;
             let exit = prepared.run(|handle| team.watch(handle)).await;
-            stopper.finish().await;
+            farewell.finish().await;
             exit
         })
     }

@@ -31,6 +31,8 @@ enum Subcommands {
     Status(remote::Status),
     /// End a run after a checkpoint, so that it can be resumed
     Stop(remote::Stop),
+    /// Let one worker go between two steps; no step is lost
+    Drain(remote::Drain),
     /// Check a data set, or draw a synthetic one
     #[command(subcommand)]
     Data(data::Data),
@@ -112,6 +114,7 @@ impl Command {
             Subcommands::Serve(serve) => serve.run(),
             Subcommands::Status(status) => status.run(),
             Subcommands::Stop(stop) => stop.run(),
+            Subcommands::Drain(drain) => drain.run(),
             Subcommands::Data(data) => data.run(),
         };
         let exit = result.unwrap_or_else(|failure| {

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use musher_proto::wire::{StatusReply, StatusRequest, StopRequest, control_client::ControlClient};
+use musher_proto::wire::{
+    DrainRequest, StatusReply, StatusRequest, StopRequest, control_client::ControlClient,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Exit, Failure, runtime};
@@ -20,6 +22,14 @@ pub struct Status {
 pub struct Stop {
     /// The coordinator, for example http://127.0.0.1:7400
     url: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// The coordinator, for example http://127.0.0.1:7400
+    url: String,
+    /// The worker's name, as `musher status` shows it
+    worker: String,
 }
 
 impl Status {
@@ -40,6 +50,19 @@ impl Stop {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         runtime()?.block_on(async { anyhow::Ok(connect(&self.url).await?.stop(StopRequest {}).await?) })?;
         println!("the run ends after a checkpoint; continue it with --resume");
+        Ok(Exit::Finished)
+    }
+}
+
+impl Drain {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        let Drain { url, worker } = self;
+        let request = DrainRequest { worker: worker.clone() };
+        runtime()?.block_on(async {
+            let reply = connect(&url).await?.drain(request).await;
+            reply.map_err(|status| anyhow::anyhow!("{}", status.message()))
+        })?;
+        println!("worker {worker} leaves between two steps, and exits with 75");
         Ok(Exit::Finished)
     }
 }

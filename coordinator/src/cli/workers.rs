@@ -1,28 +1,15 @@
 //! The worker processes that `musher launch` starts and watches.
 
-use std::{
-    env,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    time::Duration,
-};
+use std::{env, net::SocketAddr, path::PathBuf, thread, time::Duration};
 
-use anyhow::{Context, anyhow};
-use tokio::{
-    process::{Child, Command},
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time,
-};
-use tracing::warn;
+use anyhow::anyhow;
+use musher_launcher::{RestartPolicy, Team, WorkerCommand};
+use tokio::sync::oneshot;
 
 use super::Format;
 use crate::{core::Event, service::Handle};
 
 const PROGRAM: &str = "musher-worker";
-/// A worker's exit code when the run was stopped.
-const RESUMABLE: i32 = 75;
 /// Workers that have heard of the run's end exit by themselves; this is for those that have not.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -37,92 +24,97 @@ pub(super) fn find_program() -> anyhow::Result<PathBuf> {
     })
 }
 
+/// Which workers to start.
+pub(super) struct Plan {
+    pub program: PathBuf,
+    pub coordinator: SocketAddr,
+    pub count: u32,
+    /// Of each worker.
+    pub threads: usize,
+    pub log_format: Option<Format>,
+    /// Restarts in a row before a worker is given up.
+    pub max_restarts: u32,
+}
+
+/// The threads that each of `count` workers can have without getting in each other's way.
+pub(super) fn shared_cores(count: u32) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (cores / count.max(1) as usize).max(1)
+}
+
+/// The workers of a launched run. They are started again when they die, until the run is over.
 pub(super) struct LocalWorkers {
-    children: JoinSet<(usize, ExitStatus)>,
-    kill: watch::Sender<bool>,
-    gone: mpsc::Sender<()>,
-    all_gone: mpsc::Receiver<()>,
+    team: Team,
+    over: oneshot::Receiver<()>,
+    gone: oneshot::Sender<()>,
+}
+
+/// Held by whoever runs the coordinator: sees the workers off at the run's end.
+pub(super) struct Farewell {
+    over: oneshot::Sender<()>,
+    gone: oneshot::Receiver<()>,
 }
 
 impl LocalWorkers {
-    pub fn start(
-        program: &Path,
-        coordinator: SocketAddr,
-        count: u32,
-        format: Option<Format>,
-    ) -> anyhow::Result<Self> {
-        let (kill, killed) = watch::channel(false);
-        let (gone, all_gone) = mpsc::channel(1);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / count.max(1) as usize).max(1);
-        let mut children = JoinSet::new();
-        for index in 0..count as usize {
-            let mut command = Command::new(program);
-            command
-                .arg("join")
-                .arg(format!("http://{coordinator}"))
-                .args(["--local-rank", &index.to_string(), "--threads", &threads.to_string()])
-                .stdin(Stdio::null())
-                .kill_on_drop(true);
-            if let Some(format) = format {
-                command.args([
-                    "--log-format",
-                    match format {
-                        Format::Json => "json",
-                        Format::Pretty => "pretty",
-                    },
-                ]);
-            }
-            // A Ctrl-C reaches this process alone, which then ends the run in order.
-            command.process_group(0);
-            let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-            children.spawn(supervise(index, child, killed.clone()));
-        }
-        Ok(Self { children, kill, gone, all_gone })
+    pub fn start(plan: &Plan) -> anyhow::Result<(Self, Farewell)> {
+        let commands = (0..plan.count).map(|index| plan.command(index)).collect();
+        let policy = RestartPolicy { limit: plan.max_restarts, ..RestartPolicy::default() };
+        let team = Team::start(commands, policy)?;
+        let (over, is_over) = oneshot::channel();
+        let (gone, are_gone) = oneshot::channel();
+        Ok((Self { team, over: is_over, gone }, Farewell { over, gone: are_gone }))
     }
 
-    pub fn stopper(&self) -> Stopper {
-        Stopper { kill: self.kill.clone(), gone: self.gone.clone() }
-    }
-
-    /// Tells the coordinator when no worker is left.
-    pub async fn watch(mut self, handle: Handle) {
-        let mut last = None;
-        while let Some(ended) = self.children.join_next().await {
-            let Ok((index, status)) = ended else { continue };
-            if !matches!(status.code(), Some(0 | RESUMABLE)) {
-                warn!(worker = index, %status, "a worker process ended");
-                last = Some(format!("the last of the workers ended with {status}; its log says why"));
+    /// Tells the coordinator when no worker is left and none will come.
+    pub async fn watch(self, handle: Handle) {
+        let Self { mut team, mut over, gone } = self;
+        tokio::select! {
+            ending = team.ended() => {
+                handle
+                    .tell(match ending.failure {
+                        Some(failure) => Event::TeamLost {
+                            reason: format!("no worker is left, the last ended with {failure}; its log says why"),
+                        },
+                        // All were drained: nobody is left to train, and nothing is wrong.
+                        None => Event::StopRequested,
+                    })
+                    .await;
+                let _ = (&mut over).await;
+            }
+            _ = &mut over => {
+                team.finish(GRACE).await;
             }
         }
-        self.all_gone.close();
-        handle.tell(Event::TeamLost { reason: last.unwrap_or_else(|| "all workers ended".into()) }).await;
+        let _ = gone.send(());
     }
 }
 
-/// Sees the workers off at the run's end.
-pub(super) struct Stopper {
-    kill: watch::Sender<bool>,
-    gone: mpsc::Sender<()>,
-}
-
-impl Stopper {
+impl Farewell {
+    /// Waits until the workers have ended, or are killed.
     pub async fn finish(self) {
-        if time::timeout(GRACE, self.gone.closed()).await.is_err() {
-            warn!("killing workers that did not end with the run");
-            let _ = self.kill.send(true);
-            let _ = time::timeout(GRACE, self.gone.closed()).await;
-        }
+        let _ = self.over.send(());
+        let _ = self.gone.await;
     }
 }
 
-async fn supervise(index: usize, mut child: Child, mut killed: watch::Receiver<bool>) -> (usize, ExitStatus) {
-    let asked = tokio::select! {
-        status = child.wait() => return (index, status.unwrap_or_default()),
-        asked = killed.changed() => asked,
-    };
-    if asked.is_ok() {
-        let _ = child.start_kill();
+impl Plan {
+    fn command(&self, index: u32) -> WorkerCommand {
+        let mut args = vec![
+            "join".to_owned(),
+            format!("http://{}", self.coordinator),
+            "--local-rank".to_owned(),
+            index.to_string(),
+            "--threads".to_owned(),
+            self.threads.to_string(),
+        ];
+        if let Some(format) = self.log_format {
+            let name = match format {
+                Format::Json => "json",
+                Format::Pretty => "pretty",
+            };
+            args.extend(["--log-format".to_owned(), name.to_owned()]);
+        }
+        let args = args.into_iter().map(Into::into).collect();
+        WorkerCommand { program: self.program.clone(), args, name: index.to_string() }
     }
-    (index, child.wait().await.unwrap_or_default())
 }

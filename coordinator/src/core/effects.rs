@@ -48,6 +48,10 @@ pub enum Event {
         checkpoint: CheckpointId,
         reason: String,
     },
+    /// Somebody wants a worker to be let go between two steps.
+    DrainRequested {
+        worker: WorkerId,
+    },
     /// Somebody wants the run to end so that it can be resumed.
     StopRequested,
     /// No worker is left and none will come.
@@ -131,6 +135,8 @@ pub struct Position {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunProgress {
     pub early_stopping: EarlyStopping,
+    /// The last epoch that was announced as finished.
+    pub announced: Epoch,
     /// The best epoch whose weights are durable.
     pub saved_best: Option<SavedBest>,
 }

@@ -35,12 +35,16 @@ impl Core {
         let pooled = gathering.pooled;
         if self.stop_requested {
             return match self.newest_held() {
-                Some(_) => self.form(pooled, now, out),
-                None => self.finish(Status::Stopped, now, out),
+                Some(held) if !self.is_safe(held) => self.form(pooled, now, out),
+                _ => self.finish(Status::Stopped, now, out),
             };
         }
-        let joined = self.joined_count();
+        let joined = self.staying();
         let cluster = &self.job.cluster;
+        let unsaved = self.newest_held().is_some_and(|held| !self.is_safe(held));
+        if joined < cluster.min_workers && unsaved {
+            return self.form(pooled, now, out); // to save what they hold; then it waits
+        }
         let complete = gathering.wanted > 0 && joined >= gathering.wanted;
         if complete || (due && joined >= cluster.min_workers) {
             self.form(pooled, now, out);
@@ -60,7 +64,7 @@ impl Core {
         if !gathering.awaiting.is_empty() {
             return Some(gathering.until);
         }
-        match self.joined_count() >= self.job.cluster.min_workers {
+        match self.staying() >= self.job.cluster.min_workers {
             _ if self.awaits_commit() => None,
             true => Some(gathering.until),
             false => gathering.give_up,
@@ -82,10 +86,6 @@ impl Core {
             .values()
             .filter_map(|peer| self.eligible(peer.held()))
             .max_by_key(|held| (held.applied, held.lineage))
-    }
-
-    fn joined_count(&self) -> u32 {
-        self.peers.values().filter(|peer| peer.join.is_some()).count() as u32
     }
 
     fn drop_unresponsive(&mut self, now: Time, out: &mut Vec<Action>) {
@@ -244,7 +244,7 @@ impl Core {
         let Phase::Gathering(gathering) = &mut self.phase else { return };
         if gathering.awaiting.remove(&session) && gathering.awaiting.is_empty() {
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
-            let (joined, wanted) = (self.joined_count(), self.job.cluster.min_workers);
+            let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
             if joined < wanted {
                 out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
             }

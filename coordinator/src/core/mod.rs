@@ -8,6 +8,7 @@ pub mod early_stopping;
 pub mod effects;
 mod ending;
 mod forming;
+mod leaving;
 mod roster;
 pub mod scores;
 mod status;
@@ -19,7 +20,7 @@ mod tests;
 use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
-    ids::{CheckpointId, Epoch, Generation, Rank, Session, Step},
+    ids::{CheckpointId, Generation, Rank, Session, Step},
     job::JobConfig,
     message::{
         DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker,
@@ -71,8 +72,6 @@ pub struct Core {
     progress: RunProgress,
     /// Where a team starts that no holder of the lineage's state is in.
     durable: Option<Durable>,
-    /// The last epoch that was announced as finished.
-    announced: Epoch,
     checkpoint: Option<OpenCheckpoint>,
     /// Decided on, and waiting for the one before it or for its own end. A team that breaks meanwhile
     /// takes it again.
@@ -85,6 +84,8 @@ pub struct Core {
     last_scores: Option<scores::Scores>,
     /// (file, problem) pairs that were reported.
     data_warnings: BTreeSet<(String, String)>,
+    /// A state whose checkpoint failed while it was held for: it is not tried again.
+    unsavable: Option<CheckpointId>,
 }
 
 /// How fast this coordinator's life has trained.
@@ -168,6 +169,8 @@ struct SaveRequest {
     is_last: bool,
     /// How the run ends once it is durable.
     then: Option<Status>,
+    /// Training waits until it is durable: part of the team is about to go.
+    hold: bool,
 }
 
 impl Core {
@@ -194,7 +197,6 @@ impl Core {
             data: None,
             resumed_digest: resumed.as_ref().map(|point| point.dataset_digest.clone()),
             phase: Phase::Gathering(gathering),
-            announced: progress.early_stopping.judged,
             progress,
             durable,
             checkpoint: None,
@@ -205,6 +207,7 @@ impl Core {
             pace: Pace::default(),
             last_scores: None,
             data_warnings: BTreeSet::new(),
+            unsavable: None,
         };
         let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
         let mut actions = vec![
@@ -237,6 +240,12 @@ impl Core {
             Event::CheckpointFailed { checkpoint, reason } => {
                 if self.checkpoint.as_ref().is_some_and(|open| *open.id() == checkpoint) {
                     self.checkpoint_failed(&reason, now, out);
+                }
+            }
+            Event::DrainRequested { worker } => {
+                let found = self.peers.iter().find(|(_, peer)| *peer.worker() == worker);
+                if let Some((&session, _)) = found {
+                    self.leaving(session, now, out);
                 }
             }
             Event::StopRequested => self.stop_requested(now, out),
@@ -290,7 +299,7 @@ impl Core {
             }
             None => {}
         }
-        self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now });
+        self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now, leaving: false });
         let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
         self.send(session, ToWorker::Welcome(Welcome { session, run: self.run.clone(), job_json }), out);
         if let Phase::Lingering { outcome, .. } = &self.phase {
@@ -350,6 +359,7 @@ impl Core {
                 out.push(Action::CloseSession { session });
                 self.peer_lost(session, &failed.reason, now, out);
             }
+            FromWorker::Leaving => self.leaving(session, now, out),
             FromWorker::Goodbye => {
                 out.push(Action::CloseSession { session });
                 self.peer_lost(session, "it said goodbye", now, out);
@@ -455,6 +465,7 @@ impl Core {
             self.peer_lost(session, &reason, now, out);
         }
         if let Phase::Gathering(_) = self.phase {
+            self.dismiss_leaving(now, out);
             self.form_if_ready(now, out);
         }
         if let Phase::Lingering { outcome, until } = &self.phase
@@ -508,6 +519,7 @@ fn may_stand_outside(message: &FromWorker) -> bool {
         | FromWorker::Progress(_)
         | FromWorker::DataWarning(_)
         | FromWorker::Failed(_)
+        | FromWorker::Leaving
         | FromWorker::Goodbye => true,
         FromWorker::Synced(_)
         | FromWorker::SegmentFinished(_)

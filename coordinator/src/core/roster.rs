@@ -19,6 +19,8 @@ pub struct Peer {
     pub progress: Option<Progress>,
     /// When its last message came.
     pub heard: Time,
+    /// It is to be let go between two steps.
+    pub leaving: bool,
 }
 
 impl Peer {

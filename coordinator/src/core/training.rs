@@ -14,7 +14,7 @@ use super::{
     Core, Durable, Phase, SaveRequest, StoppingPoint,
     checkpointing::OpenCheckpoint,
     early_stopping::Verdict,
-    effects::{Action, Commit, Position, ProgressReport, RunEvent, SavedBest, Status, Time},
+    effects::{Action, Commit, Position, ProgressReport, RunEvent, RunProgress, SavedBest, Status, Time},
     roster::{Replies, Team},
     scores,
 };
@@ -28,26 +28,36 @@ impl Core {
         let held = ReplicaLabel { lineage: team.generation, ..synced.held };
         self.advanced_to(held.applied);
         self.last_applied = held.applied;
-        if (held.epoch, held.cursor) < (self.announced, self.train_samples()) {
-            self.roll_back();
+        if (held.epoch, held.cursor) < (self.progress.announced, self.train_samples()) {
+            self.roll_back(held);
         }
+        let totals = EpochTotals::default(); // told already, or told again at the epoch's end
+        let finished = SegmentFinished { held, paused: false, totals, state_digest: synced.state_digest };
+        let stop = StoppingPoint { finished, state_bytes: synced.state_bytes };
+        let too_few = self.staying() < self.job.cluster.min_workers;
         match self.owed.take_if(|owed| owed.applied == held.applied) {
-            Some(owed) => {
-                let totals = EpochTotals::default(); // announced already
-                let finished =
-                    SegmentFinished { held, paused: false, totals, state_digest: synced.state_digest };
-                let stop = StoppingPoint { finished, state_bytes: synced.state_bytes };
-                self.save(team, stop, owed, now, out);
+            Some(owed) => self.save(team, stop, owed, now, out),
+            None if self.stop_requested => {
+                let then = Some(Status::Stopped);
+                let save =
+                    SaveRequest { applied: held.applied, is_best: false, is_last: false, then, hold: false };
+                self.save(team, stop, save, now, out);
             }
+            None if too_few => self.go_on(team, stop, now, out),
             None => self.train_from(team, held, synced.state_bytes, now, out),
         }
     }
 
     /// Nobody is left who holds the end of the last epoch: what happened after the checkpoint that the team
     /// starts from will happen again.
-    fn roll_back(&mut self) {
-        self.progress = self.durable.as_ref().map(|durable| durable.progress.clone()).unwrap_or_default();
-        self.announced = self.progress.early_stopping.judged;
+    fn roll_back(&mut self, held: ReplicaLabel) {
+        let finished = match held.cursor >= self.train_samples() {
+            true => held.epoch,
+            false => Epoch(held.epoch.0.saturating_sub(1)),
+        };
+        let announced = self.progress.announced.min(finished);
+        let durable = self.durable.as_ref().map(|durable| durable.progress.clone()).unwrap_or_default();
+        self.progress = RunProgress { announced, ..durable };
         self.owed = None;
     }
 
@@ -86,7 +96,7 @@ impl Core {
         let finished = Replies::expected_from(&team);
         self.phase = Phase::Training { team, state_bytes, train, finished, since: now };
         self.send_team(&ToWorker::Train(train), out);
-        if self.stop_requested {
+        if self.stop_requested || self.peers.values().any(|peer| peer.leaving) {
             self.send_team(&ToWorker::Pause, out);
         }
     }
@@ -190,11 +200,12 @@ impl Core {
             if first.paused && then.is_none() {
                 return self.go_on(team, stop, now, out);
             }
-            let save = SaveRequest { applied: held.applied, is_best: false, is_last: false, then };
+            let save =
+                SaveRequest { applied: held.applied, is_best: false, is_last: false, then, hold: false };
             return self.save(team, stop, save, now, out);
         }
-        if self.announced < held.epoch {
-            self.announced = held.epoch;
+        if self.progress.announced < held.epoch {
+            self.progress.announced = held.epoch;
             out.push(Action::Emit(RunEvent::EpochFinished {
                 epoch: held.epoch,
                 step: held.applied,
@@ -269,7 +280,7 @@ impl Core {
         let due = every.every_epochs > 0 && epoch.0.is_multiple_of(every.every_epochs)
             || every.every_steps > 0 && applied.0.is_multiple_of(every.every_steps);
         if due || verdict.new_best || then.is_some() {
-            let save = SaveRequest { applied, is_best: verdict.new_best, is_last, then };
+            let save = SaveRequest { applied, is_best: verdict.new_best, is_last, then, hold: false };
             return self.save(team, stop, save, now, out);
         }
         self.go_on(team, stop, now, out);
@@ -280,20 +291,60 @@ impl Core {
         self.progress.end(self.job.train.epochs).map(Status::Finished)
     }
 
-    /// Trains on; workers that came meanwhile are taken in, as the team stands between two steps.
+    /// Trains on with whoever is to be in the team: those that came meanwhile are taken in and those that
+    /// want to go are let go, as the team stands between two steps. A team that can't go on without them
+    /// saves first.
     fn go_on(&mut self, team: Team, stop: StoppingPoint, now: Time, out: &mut Vec<Action>) {
         let held = stop.finished.held;
-        let waiting = self.peers.iter().any(|(&s, peer)| peer.join.is_some() && team.rank_of(s).is_none());
-        if !waiting {
+        let outsider = |session| team.rank_of(session).is_none();
+        let come = self.peers.iter().any(|(&s, peer)| peer.join.is_some() && !peer.leaving && outsider(s));
+        let go = team.members().any(|(_, session)| self.peers.get(&session).is_some_and(|peer| peer.leaving));
+        let enough = self.staying() >= self.job.cluster.min_workers;
+        if !come && !go && enough {
             return self.train_from(team, held, stop.state_bytes, now, out);
+        }
+        if !enough && !self.is_safe(held) {
+            let save =
+                SaveRequest { applied: held.applied, is_best: false, is_last: false, then: None, hold: true };
+            return self.save(team, stop, save, now, out);
+        }
+        if go && self.checkpoint.as_ref().is_some_and(|open| !open.committing) {
+            // Who goes may still have a part to upload.
+            self.phase = Phase::Storing { team, stop };
+            return;
         }
         for (_, session) in team.members() {
             if let Some(join) = self.peers.get_mut(&session).and_then(|peer| peer.join.as_mut()) {
                 join.held = Some(held);
             }
         }
-        self.phase =
-            Phase::Gathering(super::Gathering { until: now, wanted: 1, pooled: true, ..Default::default() });
+        self.phase = Phase::Gathering(super::Gathering {
+            until: now,
+            wanted: self.job.cluster.min_workers,
+            pooled: true,
+            ..Default::default()
+        });
+        if !enough {
+            let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
+            out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
+        }
+        self.dismiss_leaving(now, out);
+    }
+
+    fn checkpoint_id(&self, held: ReplicaLabel) -> CheckpointId {
+        let at_the_end = held.cursor >= self.train_samples();
+        match at_the_end && self.progress.early_stopping.judged < held.epoch {
+            true => CheckpointId::before_validation(held.epoch, held.applied),
+            false => CheckpointId::of(held.epoch, held.applied),
+        }
+    }
+
+    /// Whether the state is in the newest checkpoint, or can't be put into one.
+    pub(super) fn is_safe(&self, held: ReplicaLabel) -> bool {
+        let id = self.checkpoint_id(held);
+        held.applied == Step(0)
+            || self.durable.as_ref().is_some_and(|durable| durable.checkpoint == id)
+            || self.unsavable == Some(id)
     }
 
     /// Takes a checkpoint at the stopping point; training goes on as soon as the replicas are copied.
@@ -305,7 +356,7 @@ impl Core {
             return;
         }
         let held = stop.finished.held;
-        let checkpoint = CheckpointId::of(held.epoch, held.applied);
+        let checkpoint = self.checkpoint_id(held);
         if self.durable.as_ref().is_some_and(|durable| durable.checkpoint == checkpoint) {
             return match save.then {
                 Some(status) => self.finish(status, now, out),
@@ -347,7 +398,7 @@ impl Core {
                 Fenced { term: self.fences.term, generation: team.generation, body: ToWorker::Save(request) };
             out.push(Action::Send { session, message });
         }
-        if save.then.is_some() {
+        if save.then.is_some() || save.hold {
             self.owed = Some(save);
             self.phase = Phase::Storing { team, stop };
         } else {
@@ -443,11 +494,15 @@ impl Core {
         }));
         let Phase::Storing { .. } = self.phase else { return };
         match self.owed.take_if(|owed| owed.applied == position.applied) {
-            Some(_) => self.fail(
+            Some(SaveRequest { then: Some(_), .. }) => self.fail(
                 format!("the last checkpoint, {checkpoint}, could not be written: {reason}"),
                 now,
                 out,
             ),
+            Some(_) => {
+                self.unsavable = Some(checkpoint);
+                self.storing_done(now, out);
+            }
             None => self.storing_done(now, out),
         }
     }

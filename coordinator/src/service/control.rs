@@ -1,6 +1,9 @@
 //! `Control`: status and stop, for people and their tools.
 
-use musher_proto::wire::{self, control_server};
+use musher_proto::{
+    ids::WorkerId,
+    wire::{self, control_server},
+};
 use tonic::{Request, Response, Status};
 
 use super::Handle;
@@ -27,6 +30,23 @@ impl control_server::Control for Control {
     async fn stop(&self, _: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {
         self.handle.tell(Event::StopRequested).await;
         Ok(Response::new(wire::StopReply {}))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainReply>, Status> {
+        let worker = WorkerId(request.into_inner().worker);
+        let status = self.handle.status().await.ok_or_else(|| Status::unavailable("the run has ended"))?;
+        if !status.peers.iter().any(|peer| peer.worker == worker) {
+            let known: Vec<_> = status.peers.iter().map(|peer| peer.worker.as_str()).collect();
+            return Err(Status::not_found(format!(
+                "no worker {worker} here; there are {}",
+                known.join(", ")
+            )));
+        }
+        self.handle.tell(Event::DrainRequested { worker }).await;
+        Ok(Response::new(wire::DrainReply {}))
     }
 }
 

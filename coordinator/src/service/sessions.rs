@@ -11,6 +11,7 @@ use musher_proto::{
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
 
 use super::{Handle, Input};
 use crate::core::Event;
@@ -67,7 +68,10 @@ async fn receive(session: Session, mut inbound: Streaming<wire::WorkerMessage>, 
         let message = match inbound.message().await {
             Ok(Some(message)) => message,
             Ok(None) => break "it closed the connection".to_owned(),
-            Err(status) => break format!("its connection broke: {}", status.message()),
+            Err(status) => {
+                debug!(%session, %status, "a stream broke");
+                break "its connection broke".to_owned();
+            }
         };
         match Fenced::<FromWorker>::try_from(message) {
             Ok(message) => handle.tell(Event::MessageReceived { session, message }).await,

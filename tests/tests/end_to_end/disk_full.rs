@@ -58,7 +58,7 @@ fn a_full_disk_costs_checkpoints_but_not_those_before() {
 
     assert_eq!(run.one("checkpoint_committed").text("id"), "e0001-s00000005");
     for failed in run.all("checkpoint_failed") {
-        assert!(failed.text("reason").contains("free some space"), "{failed:?}");
+        assert!(failed.text("reason").contains("no space left"), "{failed:?}");
     }
     assert_eq!(run.all("checkpoint_failed").len(), 2);
     assert_eq!(run.all("epoch_finished").len(), 3, "training went on");

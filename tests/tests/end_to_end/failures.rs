@@ -1,22 +1,26 @@
 //! Workers that die, hang or all go away.
 
-use musher_tests::{Job, Scene, run::Ended};
+use musher_tests::{DataSet, Job, Scene, run::Ended};
 use rustix::process::{Signal, kill_process};
 
 use crate::checks::{each_sample_is_trained_on_once, each_sample_is_validated_once, figures};
 
-/// Enough for progress to be reported in mid-epoch.
-const TRAIN: usize = 228;
+/// 20 steps an epoch.
+const TRAIN: usize = 160;
+
+fn job(data: &DataSet) -> Job {
+    Job::tiny(data).set("checkpoint.every_steps", 4)
+}
 
 #[test]
 fn survivors_go_on_when_a_worker_is_killed() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let job = Job::tiny(&data).set("model.freeze_batch_norm", true);
+    let job = job(&data).set("model.freeze_batch_norm", true);
     let whole = scene.launch(&job, "whole", 3, &[]).wait().expect_code(0);
 
     let mut run = scene.launch(&job, "killed", 3, &[]);
-    run.wait_for_mid_epoch(1);
+    run.wait_for_mid_epoch();
     let processes = [0, 1, 2].map(|rank| run.worker(rank));
     kill_process(processes[1], Signal::KILL).expect("it runs");
     run.wait_for_nth("epoch_started", 2);
@@ -51,9 +55,9 @@ fn the_loss_is_told(run: &Ended, worker: &str) {
 fn a_worker_that_hangs_is_removed() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let job = Job::tiny(&data).set("train.epochs", 1).set("cluster.heartbeat_timeout_s", 3.0);
+    let job = job(&data).set("train.epochs", 1).set("cluster.heartbeat_timeout_s", 3.0);
     let mut run = scene.launch(&job, "hung", 2, &[]);
-    run.wait_for_mid_epoch(1);
+    run.wait_for_mid_epoch();
     let hung = run.worker(1);
     kill_process(hung, Signal::STOP).expect("it runs");
     run.wait_for_nth("generation_formed", 2);
@@ -69,7 +73,7 @@ fn a_worker_that_hangs_is_removed() {
 fn a_run_whose_workers_are_all_dead_fails() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let mut run = scene.launch(&Job::tiny(&data), "dead", 2, &[]);
+    let mut run = scene.launch(&job(&data), "dead", 2, &[]);
     run.wait_for_nth("epoch_started", 1);
     for rank in [0, 1] {
         kill_process(run.worker(rank), Signal::KILL).expect("it runs");
@@ -85,9 +89,9 @@ fn a_run_whose_workers_are_all_dead_fails() {
 fn below_min_workers_a_run_waits_for_another() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let job = Job::tiny(&data).set("train.epochs", 1).set("cluster.min_workers", 2);
+    let job = job(&data).set("train.epochs", 1).set("cluster.min_workers", 2);
     let mut run = scene.launch(&job, "short-handed", 2, &[]);
-    run.wait_for_mid_epoch(1);
+    run.wait_for_mid_epoch();
     kill_process(run.worker(0), Signal::KILL).expect("it runs");
     let waiting = run.wait_for_nth("waiting_for_workers", 2);
     assert_eq!((waiting.number("present"), waiting.number("expected")), (1, 2));

@@ -40,6 +40,9 @@ pub enum TrainError {
     /// The control word did not add up: some rank was not at this step, or was leaving.
     #[error("step {step} was not completed by all ranks")]
     Incomplete { step: u64 },
+    /// Going on would use samples twice, or leave some out.
+    #[error("ordered to train from sample {ordered} of the epoch, but {cursor} are applied")]
+    OutOfOrder { cursor: u64, ordered: u64 },
     #[error("the state received in the sync has digest {found:016x}, the donor's is {expected:016x}")]
     TornSync { expected: u64, found: u64 },
     #[error("the checkpoint could not be downloaded: {0}")]
@@ -62,6 +65,7 @@ impl TrainError {
         match self {
             TrainError::Collective(_)
             | TrainError::Incomplete { .. }
+            | TrainError::OutOfOrder { .. }
             | TrainError::TornSync { .. }
             | TrainError::Download(_) => true,
             TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Model(_) | TrainError::Torch(_) => {

@@ -58,6 +58,10 @@ impl Trainer {
         if position.epoch != order.epoch {
             self.replica.set_counters(position.at_start_of(order.epoch).to_counters());
         }
+        let cursor = self.position().cursor;
+        if cursor != order.cursor {
+            return Err(TrainError::OutOfOrder { cursor, ordered: order.cursor });
+        }
         let segment = Segment {
             seed: self.job.seed,
             epoch: order.epoch,

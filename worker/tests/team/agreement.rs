@@ -49,7 +49,7 @@ fn the_same_team_twice_has_the_same_bits() {
     }
 }
 
-/// A second pooling at the same step would change bits.
+/// Not even the statistics, which are pooled already.
 #[test]
 fn a_segment_without_steps_changes_nothing() {
     let pets = Pets::drawn();

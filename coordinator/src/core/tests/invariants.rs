@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use musher_proto::{
-    ids::{Epoch, Generation, Session, Step},
+    ids::{CheckpointId, Epoch, Generation, Session, Step},
     message::{Fenced, Form, PartHeader, PartKind, Start, ToWorker},
 };
 
@@ -15,6 +15,10 @@ use crate::core::{Action, Commit, Fences, RunEvent};
 pub struct Ledger {
     newest: Generation,
     judged: BTreeMap<Epoch, Step>,
+    /// The last epoch that was judged before each checkpoint.
+    judged_before: BTreeMap<CheckpointId, Epoch>,
+    /// What the generation that forms starts from.
+    start: Option<Start>,
     announced: BTreeMap<Epoch, Step>,
 }
 
@@ -23,7 +27,14 @@ impl Ledger {
         match action {
             Action::Send { message, .. } => {
                 self.invariant_one_generation_is_live_and_generations_grow(message);
+                if let ToWorker::Form(form) = &message.body {
+                    self.start = Some(form.start.clone());
+                }
                 invariant_fences_are_on_disk_before_they_are_sent(message, disk);
+            }
+            Action::CommitCheckpoint(commit) => {
+                let judged = commit.progress.early_stopping.judged;
+                self.judged_before.insert(commit.checkpoint.clone(), judged);
             }
             Action::Persist(fences) => {
                 assert!(
@@ -40,6 +51,10 @@ impl Ledger {
             // What was lost with its last holder may happen again.
             RunEvent::GenerationFormed { applied, .. } => {
                 self.judged.retain(|_, step| *step <= *applied);
+                if let Some(Start::Checkpoint(id)) = &self.start {
+                    let judged = self.judged_before.get(id).copied().unwrap_or_default();
+                    self.judged.retain(|epoch, _| *epoch <= judged);
+                }
                 self.announced.retain(|_, step| *step <= *applied);
             }
             RunEvent::EpochFinished { epoch, step, .. } => {
