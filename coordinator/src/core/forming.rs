@@ -245,7 +245,8 @@ impl Core {
         if gathering.awaiting.remove(&session) && gathering.awaiting.is_empty() {
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
             let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
-            if joined < wanted {
+            let saves_first = self.newest_held().is_some_and(|held| !self.is_safe(held));
+            if joined < wanted && !saves_first {
                 out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
             }
         }
