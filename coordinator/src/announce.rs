@@ -25,6 +25,8 @@ pub struct Announcer {
     weights: String,
     /// The epoch that the bar shows.
     bar_epoch: Option<Epoch>,
+    /// Small shares are warned of once.
+    warned: bool,
 }
 
 macro_rules! event {
@@ -35,7 +37,7 @@ macro_rules! event {
 
 impl Announcer {
     pub fn new(run: String, job: JobConfig, bar: Progress, address: String, weights: String) -> Self {
-        Self { run, job, bar, address, weights, bar_epoch: None }
+        Self { run, job, bar, address, weights, bar_epoch: None, warned: false }
     }
 
     pub fn announce(&mut self, event: &RunEvent) {
@@ -207,10 +209,11 @@ impl Announcer {
     }
 
     /// Batch norm over few samples learns worse, and shows it late.
-    fn warn_of_small_shares(&self, world_size: u32) {
+    fn warn_of_small_shares(&mut self, world_size: u32) {
         let share = self.job.train.global_batch / world_size.max(1);
         let model = &self.job.model;
-        if world_size > 1 && share < SMALL_SHARE && !model.freeze_batch_norm && !model.sync_batch_norm {
+        let small = share < SMALL_SHARE && !model.freeze_batch_norm && !model.sync_batch_norm;
+        if world_size > 1 && small && !std::mem::replace(&mut self.warned, true) {
             warn!(
                 "batch norm sees {share} samples a rank: below {SMALL_SHARE} it learns worse; raise train.global_batch \
                  or use fewer workers"
