@@ -16,8 +16,8 @@ pub struct Position {
     pub cursor: u64,
     /// Over the epoch's applied samples.
     pub totals: EpochTotals,
-    /// The step after which batch-norm statistics were pooled last; `None`: never. Pooling twice would
-    /// change bits.
+    /// The step after which batch-norm statistics were pooled last; `None`: never. A team that stands
+    /// there already need not do it again.
     pub pooled_at: Option<Step>,
 }
 
