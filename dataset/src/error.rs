@@ -11,14 +11,14 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     #[error(
-        "no data set at {}: the directory does not exist; name an existing one, or make one with \
-         `musher data fetch` or `musher data synth`", .root.display()
+        "no data set at {}: the directory does not exist; name an existing one, or draw one \
+         with `musher data synth`", .root.display()
     )]
     NoDirectory { root: PathBuf },
 
     #[error(
-        "no data set at {}: the directory is empty; fill it with `musher data fetch` or `musher \
-         data synth`", .root.display()
+        "no data set at {}: the directory is empty; unpack the data set there, or draw \
+         one with `musher data synth`", .root.display()
     )]
     EmptyDirectory { root: PathBuf },
 

@@ -20,7 +20,7 @@ impl Progress {
             None => ProgressBar::hidden(),
         };
         bar.set_style(
-            ProgressStyle::with_template("{prefix}  {bar:24.cyan/dim}  {wide_msg}")
+            ProgressStyle::with_template("{prefix}  {bar:14.cyan/dim}  {wide_msg}")
                 .expect("the template is well-formed")
                 .progress_chars("━╸─"),
         );
