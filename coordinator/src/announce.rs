@@ -54,6 +54,9 @@ impl Announcer {
                 seed = self.job.seed,
                 address = self.address,
             ),
+            RunEvent::CoordinatorRestarted { term } => {
+                event!(info, "coordinator_restarted", self, term = term.0)
+            }
             RunEvent::WaitingForWorkers { joined, wanted } => {
                 event!(
                     info,

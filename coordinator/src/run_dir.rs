@@ -9,13 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use musher_proto::{ids::Generation, job::JobConfig};
+use musher_proto::job::JobConfig;
 use serde_json::Value;
 use thiserror::Error;
 use tracing::warn;
 
 use crate::{
-    core::{Fences, Position, ResumePoint, RunProgress},
+    core::{Position, ResumePoint, RunProgress, RunState},
     store::{self, CheckpointStore, Manifest, StoreError},
 };
 
@@ -94,20 +94,21 @@ impl RunDir {
         CheckpointStore::open(job.checkpoint.store_path().unwrap_or_else(|| self.path.join("checkpoints")))
     }
 
-    /// The fences for a new life of the coordinator: its term is one above the last.
-    pub fn next_fences(&self) -> Result<Fences, RunDirError> {
+    /// The state for a new life of the coordinator: its term is one above the last.
+    pub fn next_state(&self) -> Result<RunState, RunDirError> {
         let path = self.state_file();
-        let last = match fs::read(&path) {
+        let mut state: RunState = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| RunDirError::State { path, reason: error.to_string() })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Fences::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => RunState::default(),
             Err(source) => return Err(RunDirError::Io { path, source }),
         };
-        Ok(Fences { term: last.term.next(), ..last })
+        state.fences.term = state.fences.term.next();
+        Ok(state)
     }
 
-    pub fn persist(&self, fences: &Fences) -> Result<(), StoreError> {
-        let text = serde_json::to_vec_pretty(fences).expect("fences are plain numbers");
+    pub fn persist(&self, state: &RunState) -> Result<(), StoreError> {
+        let text = serde_json::to_vec_pretty(state).expect("the state is plain data");
         store::write_atomically(&self.state_file(), &text)
     }
 
@@ -116,25 +117,32 @@ impl RunDir {
     }
 }
 
-/// The newest complete checkpoint as a point to go on from, and the fences with its generation.
+/// The newest complete checkpoint as a point to go on from. Generations to come are above its own, also
+/// where `state.json` was lost.
+///
+/// States that workers still hold stay as good as they were: only a team that starts from a checkpoint
+/// begins a new lineage.
 pub fn resume_point(
     store: &CheckpointStore,
     job: &JobConfig,
-    fences: Fences,
-) -> Result<(Option<ResumePoint>, Fences), RunDirError> {
+    state: &mut RunState,
+) -> Result<Option<ResumePoint>, RunDirError> {
     let latest = store.load_latest()?;
     for skipped in &latest.skipped {
         warn!(checkpoint = skipped.id.as_str(), reason = %skipped.reason, "skipping a damaged checkpoint");
     }
     let Some(manifest) = latest.manifest else {
-        warn!("no complete checkpoint to resume from: starting at the beginning");
-        return Ok((None, new_lineage(fences, fences.generation)));
+        warn!("there is no complete checkpoint to resume from");
+        return Ok(None);
     };
     check_job(&manifest, job)?;
-    let fences = new_lineage(fences, fences.generation.max(manifest.lineage));
+    if state.fences.lineage < manifest.lineage {
+        let generation = state.fences.generation.max(manifest.lineage).next();
+        (state.fences.generation, state.fences.lineage) = (generation, generation);
+    }
     let progress: RunProgress = serde_json::from_value(manifest.progress.clone())
         .map_err(|error| RunDirError::Progress { id: manifest.id.to_string(), reason: error.to_string() })?;
-    let point = ResumePoint {
+    Ok(Some(ResumePoint {
         position: Position {
             lineage: manifest.lineage,
             applied: manifest.applied,
@@ -144,14 +152,7 @@ pub fn resume_point(
         checkpoint: manifest.id,
         progress,
         dataset_digest: manifest.dataset_digest,
-    };
-    Ok((Some(point), fences))
-}
-
-/// States that workers may still hold are newcomers' to a resumed run.
-fn new_lineage(fences: Fences, newest: Generation) -> Fences {
-    let generation = newest.next();
-    Fences { generation, lineage: generation, ..fences }
+    }))
 }
 
 /// What may not change between a run's start and its resumption.

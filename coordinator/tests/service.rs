@@ -74,17 +74,18 @@ impl Coordinator {
     async fn start(dir: &Path, job: JobConfig, resume: bool) -> Result<Self, RunDirError> {
         let run_dir = RunDir::open(dir, resume)?;
         let store = run_dir.checkpoints(&job)?;
-        let mut fences = run_dir.next_fences()?;
+        let mut state = run_dir.next_state()?;
         let mut resumed = None;
         if resume {
-            (resumed, fences) = run_dir::resume_point(&store, &job, fences)?;
+            resumed = run_dir::resume_point(&store, &job, &mut state)?;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let bar = Progress::new(&telemetry().1);
         let announcer =
             Announcer::new(job.name.clone(), job.clone(), bar, address.to_string(), "best".into());
-        let origin = Origin { run: job.name.clone(), job: job.clone(), fences, resumed, entropy: [1; 32] };
+        let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
+        let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
         let service = Service { run_dir, store, job, origin, announcer };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })

@@ -153,9 +153,10 @@ impl Run {
         Ended { events: events_of(&dir, past), end, dir }
     }
 
-    /// SIGKILL for the coordinator and its workers.
-    pub fn kill(mut self) {
+    /// SIGKILL for the coordinator and the workers that it started. Returns all its events.
+    pub fn kill(mut self) -> Vec<Event> {
         self.process.kill_with_children();
+        self.events()
     }
 }
 

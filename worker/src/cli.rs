@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use musher_proto::ids::WorkerId;
+use rustix::process::Pid;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -53,6 +54,9 @@ struct Join {
     /// Seconds to wait for a coordinator that is not up yet
     #[arg(long, value_name = "S", default_value_t = 60)]
     connect_timeout_s: u64,
+    /// End when this process, the one that started it, is gone
+    #[arg(long, value_name = "PID")]
+    parent: Option<i32>,
     /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
@@ -97,8 +101,15 @@ impl Join {
         let exit = runtime.block_on(async {
             let channel = connection::connect(&url, Duration::from_secs(self.connect_timeout_s)).await?;
             let ring_address = ring_address(self.advertise.as_deref(), &url)?;
-            let options =
-                shell::Options { identity, channel, ring_address, data_root: self.data_root, threads };
+            let options = shell::Options {
+                identity,
+                url,
+                channel,
+                parent: self.parent.and_then(Pid::from_raw),
+                ring_address,
+                data_root: self.data_root,
+                threads,
+            };
             shell::run(options).await
         });
         runtime.shutdown_background();

@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tracing::debug;
 
 /// Between two attempts to reach a coordinator that is not there yet.
-const RETRY: Duration = Duration::from_millis(200);
+pub const RETRY: Duration = Duration::from_millis(200);
 
 /// Connects, waiting up to `patience` for the coordinator to come up.
 pub async fn connect(url: &str, patience: Duration) -> anyhow::Result<Channel> {

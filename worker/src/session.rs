@@ -6,7 +6,7 @@ use musher_proto::{
     job::JobConfig,
     message::{
         DataFacts, DataWarning, Failed, Fenced, Finish, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL,
-        Progress, Save, SegmentFinished, Synced, ToWorker, Train, Validate, Validated,
+        Progress, ReplicaLabel, Save, SegmentFinished, Synced, ToWorker, Train, Validate, Validated, Welcome,
     },
 };
 
@@ -15,6 +15,12 @@ pub enum Input {
     Received(Fenced<ToWorker>),
     /// The coordinator's stream ended.
     Disconnected {
+        reason: String,
+    },
+    /// The coordinator, or the next one, is reached again.
+    Connected,
+    /// It was not reached for as long as the job allows.
+    CoordinatorLost {
         reason: String,
     },
     /// The data set is open, its lists read.
@@ -50,6 +56,8 @@ pub enum Report {
 #[derive(Debug, PartialEq)]
 pub enum Output {
     Send(Fenced<FromWorker>),
+    /// Try to reach the coordinator until the job's patience is over.
+    Reconnect,
     OpenData {
         job: Box<JobConfig>,
     },
@@ -92,19 +100,38 @@ pub enum Exit {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
+    identity: Identity,
     term: Term,
+    link: Link,
     phase: Phase,
+    /// The coordinator's first Welcome: a later one must be of the same run and job.
+    welcome: Option<Welcome>,
+    /// What it joins with, now and after a break of the link; `held` is in [`Phase::Idle`].
+    entry: Option<(DataFacts, String)>,
+    leave_wanted: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Link {
+    /// Hello is sent, Welcome awaited.
+    Greeting,
+    Up,
+    Down,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Hello is sent.
-    Greeting,
-    /// Reading the lists of the job's data set.
+    /// Not welcomed yet, or reading the lists of the job's data set.
     Opening,
-    /// Joined, in no generation.
-    Idle,
+    /// Joined, or about to, in no generation.
+    Idle {
+        held: Option<ReplicaLabel>,
+    },
     Member {
+        generation: Generation,
+    },
+    /// The generation's coordinator was lost. To be joined again once the training thread has left.
+    Returning {
         generation: Generation,
     },
     Leaving,
@@ -121,16 +148,23 @@ pub struct Identity {
 
 impl Session {
     pub fn start(identity: Identity) -> (Self, Vec<Output>) {
-        let session = Self { term: Term(0), phase: Phase::Greeting };
-        let hello = FromWorker::Hello(Hello {
-            protocol: PROTOCOL,
-            worker: identity.worker,
-            incarnation: identity.incarnation,
-            host: identity.host,
-            device: identity.device,
-        });
-        let outputs = vec![session.send(Generation(0), hello)];
+        let session = Self {
+            identity,
+            term: Term(0),
+            link: Link::Greeting,
+            phase: Phase::Opening,
+            welcome: None,
+            entry: None,
+            leave_wanted: false,
+        };
+        let outputs = vec![session.hello()];
         (session, outputs)
+    }
+
+    fn hello(&self) -> Output {
+        let Identity { worker, incarnation, host, device } = self.identity.clone();
+        let hello = Hello { protocol: PROTOCOL, worker, incarnation, host, device };
+        self.send(Generation(0), FromWorker::Hello(hello))
     }
 
     pub fn handle(&mut self, input: Input) -> Vec<Output> {
@@ -139,44 +173,99 @@ impl Session {
         }
         match input {
             Input::Received(message) => self.received(message),
-            Input::Disconnected { reason } => {
-                self.leave(Exit::Failed { reason: format!("the coordinator is gone: {reason}") })
+            Input::Disconnected { reason } => self.disconnected(reason),
+            Input::Connected => {
+                self.link = Link::Greeting;
+                vec![self.hello()]
             }
+            Input::CoordinatorLost { reason } => self.leave(Exit::Failed {
+                reason: format!(
+                    "the coordinator did not come back (cluster.coordinator_timeout_s): {reason}"
+                ),
+            }),
             Input::DataOpened { facts, ring_address } => {
-                self.phase = Phase::Idle;
-                vec![
-                    self.send(
-                        Generation(0),
-                        FromWorker::Join(Join { data: facts, ring_address, held: None }),
-                    ),
-                ]
+                self.entry = Some((facts, ring_address));
+                self.phase = Phase::Idle { held: None };
+                self.join(None)
             }
             Input::DataFailed { reason } => {
                 let failed = FromWorker::Failed(Failed { reason: reason.clone(), any_worker: false });
-                let mut outputs = vec![self.send(Generation(0), failed)];
+                let mut outputs = self.say(Generation(0), failed);
                 outputs.extend(self.leave(Exit::Failed { reason }));
                 outputs
             }
-            Input::DataWarned(warning) => vec![self.send(Generation(0), FromWorker::DataWarning(warning))],
+            Input::DataWarned(warning) => self.say(Generation(0), FromWorker::DataWarning(warning)),
             Input::Reported { generation, report } => self.reported(generation, report),
-            Input::LeaveWanted => match self.phase {
-                Phase::Greeting | Phase::Opening => self.leave(Exit::Resumable),
-                Phase::Idle | Phase::Member { .. } | Phase::Leaving => {
-                    vec![self.send(Generation(0), FromWorker::Leaving)]
+            Input::LeaveWanted => match (&self.phase, &self.link) {
+                (Phase::Opening, _) | (_, Link::Down | Link::Greeting) => self.leave(Exit::Resumable),
+                _ => {
+                    self.leave_wanted = true;
+                    self.say(Generation(0), FromWorker::Leaving)
                 }
             },
-            Input::HeartbeatDue(progress) => match self.phase {
-                Phase::Greeting | Phase::Leaving => Vec::new(),
-                Phase::Opening | Phase::Idle => {
-                    vec![self.send(Generation(0), FromWorker::Progress(progress))]
-                }
-                Phase::Member { generation } => vec![self.send(generation, FromWorker::Progress(progress))],
-            },
+            Input::HeartbeatDue(progress) => {
+                let generation = match self.phase {
+                    Phase::Member { generation } => generation,
+                    Phase::Opening | Phase::Idle { .. } | Phase::Returning { .. } | Phase::Leaving => {
+                        Generation(0)
+                    }
+                };
+                self.say(generation, FromWorker::Progress(progress))
+            }
         }
+    }
+
+    /// Training goes on: the coordinator's next life, or the same one, takes up what is held by then.
+    fn disconnected(&mut self, reason: String) -> Vec<Output> {
+        if self.entry.is_none() {
+            return self.leave(Exit::Failed { reason: format!("the coordinator is gone: {reason}") });
+        }
+        if self.leave_wanted {
+            return self.leave(Exit::Resumable); // nobody is left to ask
+        }
+        self.link = Link::Down;
+        vec![Output::Reconnect]
+    }
+
+    fn welcomed(&mut self, welcome: Welcome) -> Vec<Output> {
+        self.link = Link::Up;
+        let Some(first) = &self.welcome else {
+            let job = serde_json::from_str(&welcome.job_json);
+            self.welcome = Some(welcome);
+            return match job {
+                Ok(job) => vec![Output::OpenData { job: Box::new(job) }],
+                Err(error) => self.leave(Exit::Failed {
+                    reason: format!("the coordinator's job can't be read ({error}): install the same version on both sides"),
+                }),
+            };
+        };
+        if (&first.run, &first.job_json) != (&welcome.run, &welcome.job_json) {
+            let reason =
+                "the coordinator came back with another job, for which this worker must be started again";
+            return self.leave(Exit::Failed { reason: reason.into() });
+        }
+        match self.phase {
+            Phase::Idle { held } => self.join(held),
+            Phase::Member { generation } => {
+                self.phase = Phase::Returning { generation };
+                vec![Output::AbortExchange, Output::Command { generation, command: Command::Leave }]
+            }
+            Phase::Opening | Phase::Returning { .. } | Phase::Leaving => Vec::new(),
+        }
+    }
+
+    fn join(&self, held: Option<ReplicaLabel>) -> Vec<Output> {
+        let Some((data, ring_address)) = self.entry.clone() else { return Vec::new() };
+        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, held }))
     }
 
     fn received(&mut self, Fenced { term, generation, body }: Fenced<ToWorker>) -> Vec<Output> {
         if term < self.term {
+            if let ToWorker::Welcome(_) = body {
+                let reason =
+                    format!("the coordinator that answers is of term {term}, older than term {}", self.term);
+                return self.leave(Exit::Failed { reason });
+            }
             return Vec::new(); // from a coordinator that another has replaced
         }
         self.term = term;
@@ -185,7 +274,7 @@ impl Session {
                 self.leave(Exit::Failed { reason: format!("the coordinator refused this worker: {reason}") })
             }
             (ToWorker::Finish(how), _) => {
-                let mut outputs = vec![self.send(Generation(0), FromWorker::Goodbye)];
+                let mut outputs = self.say(Generation(0), FromWorker::Goodbye);
                 outputs.extend(self.leave(match how {
                     Finish::Finished => Exit::Finished,
                     Finish::Stopped => Exit::Resumable,
@@ -193,16 +282,8 @@ impl Session {
                 }));
                 outputs
             }
-            (ToWorker::Welcome(welcome), Phase::Greeting) => match serde_json::from_str(&welcome.job_json) {
-                Ok(job) => {
-                    self.phase = Phase::Opening;
-                    vec![Output::OpenData { job: Box::new(job) }]
-                }
-                Err(error) => self.leave(Exit::Failed {
-                    reason: format!("the coordinator's job can't be read ({error}): install the same version on both sides"),
-                }),
-            },
-            (ToWorker::Form(form), Phase::Idle) => self.form(generation, form),
+            (ToWorker::Welcome(welcome), _) if self.link == Link::Greeting => self.welcomed(welcome),
+            (ToWorker::Form(form), Phase::Idle { .. }) => self.form(generation, form),
             (ToWorker::Form(form), &Phase::Member { generation: current }) if generation > current => {
                 self.form(generation, form)
             }
@@ -213,9 +294,15 @@ impl Session {
                     ToWorker::Validate(validate) => Command::Validate(validate),
                     ToWorker::Save(save) => Command::Save { term, save },
                     ToWorker::Abort { .. } => {
-                        return vec![Output::AbortExchange, Output::Command { generation, command: Command::Leave }];
+                        return vec![
+                            Output::AbortExchange,
+                            Output::Command { generation, command: Command::Leave },
+                        ];
                     }
-                    ToWorker::Welcome(_) | ToWorker::Form(_) | ToWorker::Refused { .. } | ToWorker::Finish(_) => {
+                    ToWorker::Welcome(_)
+                    | ToWorker::Form(_)
+                    | ToWorker::Refused { .. }
+                    | ToWorker::Finish(_) => {
                         return Vec::new();
                     }
                 };
@@ -233,26 +320,43 @@ impl Session {
     }
 
     fn reported(&mut self, about: Generation, report: Report) -> Vec<Output> {
-        let current = matches!(self.phase, Phase::Member { generation } if generation == about);
-        let body = match report {
-            Report::Failed(failed) => {
+        let body = match (report, &self.phase) {
+            (Report::Failed(failed), _) => {
                 let reason = failed.reason.clone();
-                let mut outputs = vec![self.send(Generation(0), FromWorker::Failed(failed))];
+                let mut outputs = self.say(Generation(0), FromWorker::Failed(failed));
                 outputs.extend(self.leave(Exit::Failed { reason }));
                 return outputs;
             }
-            _ if !current => return Vec::new(),
-            Report::Synced(synced) => FromWorker::Synced(synced),
-            Report::SegmentFinished(finished) => FromWorker::SegmentFinished(finished),
-            Report::Validated(validated) => FromWorker::Validated(validated),
-            Report::Left(interrupted) => FromWorker::Interrupted(interrupted),
+            (Report::Left(Interrupted { held, .. }), Phase::Returning { generation })
+                if *generation == about =>
+            {
+                self.phase = Phase::Idle { held };
+                return self.join(held);
+            }
+            (_, Phase::Member { generation }) if *generation != about => return Vec::new(),
+            (Report::Synced(synced), Phase::Member { .. }) => FromWorker::Synced(synced),
+            (Report::SegmentFinished(finished), Phase::Member { .. }) => {
+                FromWorker::SegmentFinished(finished)
+            }
+            (Report::Validated(validated), Phase::Member { .. }) => FromWorker::Validated(validated),
+            (Report::Left(interrupted), Phase::Member { .. }) => FromWorker::Interrupted(interrupted),
+            // What is dropped, the team that is formed next does again.
+            _ => return Vec::new(),
         };
-        vec![self.send(about, body)]
+        self.say(about, body)
     }
 
     fn leave(&mut self, exit: Exit) -> Vec<Output> {
         self.phase = Phase::Leaving;
         vec![Output::AbortExchange, Output::Exit(exit)]
+    }
+
+    /// Says it to a coordinator that listens. What is said to nobody is not said later.
+    fn say(&self, generation: Generation, body: FromWorker) -> Vec<Output> {
+        match self.link {
+            Link::Up => vec![self.send(generation, body)],
+            Link::Greeting | Link::Down => Vec::new(),
+        }
     }
 
     fn send(&self, generation: Generation, body: FromWorker) -> Output {
@@ -265,7 +369,7 @@ impl Session {
 mod tests {
     use musher_proto::{
         ids::{Epoch, Rank},
-        message::{Member, Start, Welcome},
+        message::{Member, Start},
     };
 
     use super::*;
@@ -380,9 +484,128 @@ mod tests {
         assert!(
             matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("other data"))
         );
-        let outputs = joined().handle(Input::Disconnected { reason: "reset".into() });
+        let (mut session, _) = Session::start(identity());
+        let outputs = session.handle(Input::Disconnected { reason: "reset".into() });
         assert!(
             matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("reset"))
         );
+    }
+
+    fn lost() -> Input {
+        Input::Disconnected { reason: "reset".into() }
+    }
+
+    fn held() -> ReplicaLabel {
+        ReplicaLabel {
+            lineage: Generation(5),
+            applied: musher_proto::ids::Step(7),
+            epoch: Epoch(1),
+            cursor: 4,
+        }
+    }
+
+    fn left() -> Input {
+        let report = Report::Left(Interrupted { held: Some(held()), reason: String::new(), suspect: None });
+        Input::Reported { generation: Generation(5), report }
+    }
+
+    /// What it joins again with, and the term in which it does.
+    fn rejoined(outputs: &[Output]) -> Option<(u64, Option<ReplicaLabel>)> {
+        match outputs {
+            [Output::Send(Fenced { term, generation: Generation(0), body: FromWorker::Join(join) })] => {
+                Some((term.0, join.held))
+            }
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_member_outlives_its_coordinator_and_brings_what_it_holds_to_the_next() {
+        for term in [3, 4] {
+            let mut session = joined();
+            session.handle(received(3, 5, form()));
+            assert_eq!(session.handle(lost()), [Output::Reconnect]);
+            let finished = Report::Validated(Validated {
+                epoch: Epoch(1),
+                state_digest: 1,
+                units: Vec::new(),
+                samples_png: Vec::new(),
+            });
+            let dropped = Input::Reported { generation: Generation(5), report: finished };
+            assert!(session.handle(dropped).is_empty(), "nobody listens");
+            assert!(matches!(
+                &session.handle(Input::Connected)[..],
+                [Output::Send(Fenced { body: FromWorker::Hello(hello), .. })] if hello.incarnation == 1
+            ));
+            let outputs = session.handle(received(term, 0, welcome()));
+            assert!(matches!(
+                outputs[..],
+                [
+                    Output::AbortExchange,
+                    Output::Command { generation: Generation(5), command: Command::Leave }
+                ]
+            ));
+            assert_eq!(rejoined(&session.handle(left())), Some((term, Some(held()))));
+            assert!(session.handle(left()).is_empty(), "it joins once");
+            assert_eq!(commands(&session.handle(received(term, 6, form()))).len(), 1);
+        }
+    }
+
+    #[test]
+    fn one_that_left_while_the_link_was_down_joins_at_once_and_may_lose_the_link_again() {
+        let mut session = joined();
+        session.handle(received(3, 5, form()));
+        session.handle(lost());
+        session.handle(Input::Connected);
+        session.handle(received(4, 0, welcome()));
+        session.handle(lost());
+        assert!(session.handle(left()).is_empty());
+        session.handle(Input::Connected);
+        assert_eq!(rejoined(&session.handle(received(5, 0, welcome()))), Some((5, Some(held()))));
+    }
+
+    #[test]
+    fn one_that_waited_for_work_joins_again_with_nothing() {
+        let mut session = joined();
+        session.handle(lost());
+        session.handle(Input::Connected);
+        assert_eq!(rejoined(&session.handle(received(4, 0, welcome()))), Some((4, None)));
+    }
+
+    #[test]
+    fn a_coordinator_of_a_lower_term_or_another_job_gets_nothing() {
+        let other =
+            Welcome { session: musher_proto::ids::Session(1), run: "pets".into(), job_json: "{}".into() };
+        for (answer, word) in
+            [(received(2, 0, welcome()), "term 2"), (received(4, 0, ToWorker::Welcome(other)), "another job")]
+        {
+            let mut session = joined();
+            session.handle(received(3, 5, form()));
+            session.handle(lost());
+            session.handle(Input::Connected);
+            let outputs = session.handle(answer);
+            assert!(
+                matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains(word))
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_coordinator_it_ends_when_told_to_or_when_its_patience_is_over() {
+        let disconnected = || {
+            let mut session = joined();
+            session.handle(received(3, 5, form()));
+            session.handle(lost());
+            session
+        };
+        let outputs = disconnected().handle(Input::LeaveWanted);
+        assert_eq!(outputs.last(), Some(&Output::Exit(Exit::Resumable)));
+        let outputs = disconnected().handle(Input::CoordinatorLost { reason: "refused".into() });
+        assert!(
+            matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("coordinator_timeout_s"))
+        );
+        let mut session = joined();
+        session.handle(Input::LeaveWanted);
+        assert_eq!(session.handle(lost()).last(), Some(&Output::Exit(Exit::Resumable)));
     }
 }

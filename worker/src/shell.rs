@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, mpsc as sync_mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -16,16 +16,18 @@ use musher_proto::{
     message::{DataFacts, DataWarning, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
+use rustix::process::{Pid, getppid};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task, time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::{
+    connection,
     session::{Command, Exit, Identity, Input, Output, Session},
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, Product},
@@ -48,7 +50,11 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 pub struct Options {
     pub identity: Identity,
+    /// The coordinator.
+    pub url: String,
     pub channel: Channel,
+    /// The process that started this one, with which it is to end.
+    pub parent: Option<Pid>,
     /// Where peers connect; port 0 takes any.
     pub ring_address: SocketAddr,
     /// Where the data is, if not where the job says.
@@ -59,15 +65,18 @@ pub struct Options {
 
 /// Serves one run, to its end.
 pub async fn run(options: Options) -> anyhow::Result<Exit> {
-    let (to_coordinator, outgoing) = mpsc::channel::<wire::WorkerMessage>(OUTBOX);
     let (session, first) = Session::start(options.identity.clone());
     let (inputs, mut input) = mpsc::channel(OUTBOX);
+    let (connections, mut connected) = mpsc::channel(1);
     let (products, mut produced) = mpsc::channel(PRODUCTS);
     let mut shell = Shell {
+        link: Link::open(options.channel.clone(), inputs.clone()),
         options,
         session,
-        to_coordinator,
         inputs,
+        connections,
+        patience: Duration::ZERO,
+        lost_at: None,
         products,
         board: Arc::new(ProgressBoard::default()),
         orders: None,
@@ -75,22 +84,20 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         exchange: None,
         stop: StopFlag::default(),
     };
-    // Hello is on its way before the stream is opened: the coordinator answers to it.
     let mut exit = shell.perform(first).await?;
-    let channel = shell.options.channel.clone();
-    let mut inbound = TrainingClient::new(channel)
-        .session(ReceiverStream::new(outgoing))
-        .await
-        .map_err(describe)?
-        .into_inner();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut terminated = false;
     let mut heartbeat = time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     while exit.is_none() {
         let input = tokio::select! {
-            message = inbound.message() => received(message),
-            Some(input) = input.recv() => input,
+            Some(input) = input.recv() => {
+                if let Input::Received(_) = input {
+                    shell.lost_at = None;
+                }
+                input
+            }
+            Some(channel) = connected.recv() => shell.connected(channel),
             Some(product) = produced.recv() => match product {
                 Product::Report { generation, report } => Input::Reported { generation, report },
                 Product::Part { term, checkpoint, offset, snapshot, weights } => {
@@ -111,14 +118,58 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
                 }
                 Input::LeaveWanted
             }
-            _ = heartbeat.tick() => Input::HeartbeatDue(shell.board.read()),
+            _ = heartbeat.tick() => {
+                if shell.options.parent.is_some_and(|parent| getppid() != Some(parent)) {
+                    return Ok(Exit::Failed { reason: "the process that started this one is gone".into() });
+                }
+                Input::HeartbeatDue(shell.board.read())
+            }
         };
         let outputs = shell.session.handle(input);
         exit = shell.perform(outputs).await?;
     }
-    drop(shell);
-    let _ = time::timeout(FAREWELL, until_closed(&mut inbound)).await;
+    let Link { outgoing, reader } = shell.link;
+    drop(outgoing);
+    drop(input);
+    let _ = time::timeout(FAREWELL, reader).await;
     exit.context("the loop above ends with an exit")
+}
+
+/// One stream to the coordinator.
+struct Link {
+    outgoing: mpsc::Sender<wire::WorkerMessage>,
+    /// Ends with the stream.
+    reader: task::JoinHandle<()>,
+}
+
+impl Link {
+    fn open(channel: Channel, inputs: mpsc::Sender<Input>) -> Self {
+        let (outgoing, outbox) = mpsc::channel(OUTBOX);
+        Self { outgoing, reader: task::spawn(read(channel, outbox, inputs)) }
+    }
+}
+
+/// Carries the coordinator's messages to the session until the stream ends. It opens once the first
+/// message is in the outbox.
+async fn read(channel: Channel, outbox: mpsc::Receiver<wire::WorkerMessage>, inputs: mpsc::Sender<Input>) {
+    let opened = TrainingClient::new(channel).session(ReceiverStream::new(outbox)).await;
+    let mut inbound = match opened {
+        Ok(response) => response.into_inner(),
+        Err(status) => {
+            let reason = format!("it took no session: {}", status.message());
+            let _ = inputs.send(Input::Disconnected { reason }).await;
+            return;
+        }
+    };
+    loop {
+        let input = received(inbound.message().await);
+        let ended = matches!(input, Input::Disconnected { .. });
+        // An error means that the session is over; the stream's end is still waited for.
+        let _ = inputs.send(input).await;
+        if ended {
+            return;
+        }
+    }
 }
 
 fn received(message: Result<Option<wire::CoordinatorMessage>, tonic::Status>) -> Input {
@@ -133,19 +184,17 @@ fn received(message: Result<Option<wire::CoordinatorMessage>, tonic::Status>) ->
     }
 }
 
-fn describe(status: tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("the coordinator took no session: {}", status.message())
-}
-
-async fn until_closed(inbound: &mut Streaming<wire::CoordinatorMessage>) {
-    while let Ok(Some(_)) = inbound.message().await {}
-}
-
 struct Shell {
     options: Options,
     session: Session,
-    to_coordinator: mpsc::Sender<wire::WorkerMessage>,
+    link: Link,
     inputs: mpsc::Sender<Input>,
+    /// Where attempts to reach the coordinator again end.
+    connections: mpsc::Sender<anyhow::Result<Channel>>,
+    /// How long a lost coordinator is waited for.
+    patience: Duration,
+    /// When it was lost; `None` once it has spoken again.
+    lost_at: Option<Instant>,
     products: mpsc::Sender<Product>,
     board: Arc<ProgressBoard>,
     orders: Option<sync_mpsc::SyncSender<(Generation, Order)>>,
@@ -160,6 +209,7 @@ impl Shell {
         for output in outputs {
             match output {
                 Output::Send(message) => self.send(message).await,
+                Output::Reconnect => self.reconnect(),
                 Output::OpenData { job } => self.open_data(*job),
                 Output::Command { generation, command } => self.command(generation, command)?,
                 Output::AbortExchange => {
@@ -175,11 +225,38 @@ impl Shell {
 
     async fn send(&self, message: Fenced<FromWorker>) {
         // An error means that the stream has ended, of which the session will hear.
-        let _ = self.to_coordinator.send(message.into()).await;
+        let _ = self.link.outgoing.send(message.into()).await;
+    }
+
+    fn reconnect(&mut self) {
+        let lost_at = *self.lost_at.get_or_insert_with(Instant::now);
+        let left = self.patience.saturating_sub(lost_at.elapsed());
+        warn!(
+            patience_s = left.as_secs_f64(),
+            "the coordinator is gone: training goes on, and it is looked for"
+        );
+        let (url, connections) = (self.options.url.clone(), self.connections.clone());
+        task::spawn(async move {
+            // A coordinator that ends each stream at once is not to be rushed.
+            time::sleep(connection::RETRY).await;
+            let _ = connections.send(connection::connect(&url, left).await).await;
+        });
+    }
+
+    fn connected(&mut self, channel: anyhow::Result<Channel>) -> Input {
+        match channel {
+            Ok(channel) => {
+                self.options.channel = channel.clone();
+                self.link = Link::open(channel, self.inputs.clone());
+                Input::Connected
+            }
+            Err(error) => Input::CoordinatorLost { reason: format!("{error:#}") },
+        }
     }
 
     /// Reads the lists on a thread of its own; the session hears how it went.
     fn open_data(&mut self, job: JobConfig) {
+        self.patience = Duration::from_secs_f64(job.cluster.coordinator_timeout_s);
         let inputs = self.inputs.clone();
         let warnings = self.inputs.clone();
         let root = self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into);

@@ -45,7 +45,7 @@ impl Launch {
         // The workers read this very directory: what is wrong with it is found before there is a run.
         check_data(&job.data).map_err(usage)?;
         runtime()?.block_on(async {
-            let prepared = run::prepare(&self.job, job).await?;
+            let prepared = run::prepare(&self.job, job, run::FormerTeam::IsGone).await?;
             let count = if prepared.is_finished() { 0 } else { count };
             let (team, farewell) = workers::LocalWorkers::start(&workers::Plan {
                 program,

@@ -34,7 +34,20 @@ pub(super) struct Prepared {
     json: bool,
 }
 
-pub(super) async fn prepare(args: &JobArgs, job: JobConfig) -> Result<Prepared, Failure> {
+/// The workers of a run that is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FormerTeam {
+    /// They were this command's children, and died with it.
+    IsGone,
+    /// They may have outlived their coordinator.
+    MayLive,
+}
+
+pub(super) async fn prepare(
+    args: &JobArgs,
+    job: JobConfig,
+    former_team: FormerTeam,
+) -> Result<Prepared, Failure> {
     let listener = TcpListener::bind(job.server.grpc)
         .await
         .with_context(|| {
@@ -52,13 +65,10 @@ pub(super) async fn prepare(args: &JobArgs, job: JobConfig) -> Result<Prepared, 
         events_file: Some(run_dir.events_file()),
     })?;
     let store = run_dir.checkpoints(&job).map_err(usage)?;
-    let mut fences = run_dir.next_fences().map_err(usage)?;
-    let resumed = if args.resume {
-        let (point, next) = run_dir::resume_point(&store, &job, fences).map_err(usage)?;
-        fences = next;
-        point
-    } else {
-        None
+    let mut state = run_dir.next_state().map_err(usage)?;
+    let resumed = match args.resume {
+        true => run_dir::resume_point(&store, &job, &mut state).map_err(usage)?,
+        false => None,
     };
     let result_weights = match job.early_stopping.restore_best {
         true => run_dir.best_weights(),
@@ -72,7 +82,14 @@ pub(super) async fn prepare(args: &JobArgs, job: JobConfig) -> Result<Prepared, 
         address.to_string(),
         result_weights.clone(),
     );
-    let origin = Origin { run: job.name.clone(), job: job.clone(), fences, resumed, entropy: rand::random() };
+    let origin = Origin {
+        run: job.name.clone(),
+        job: job.clone(),
+        state,
+        resumed,
+        entropy: rand::random(),
+        listen: former_team == FormerTeam::MayLive,
+    };
     let service = Service { run_dir, store, job, origin, announcer };
     Ok(Prepared { service, listener, address, result_weights, json: args.json })
 }

@@ -17,7 +17,9 @@ impl Serve {
             print!("{}", job.to_toml());
             return Ok(Exit::Finished);
         }
-        runtime()?
-            .block_on(async { run::prepare(&self.job, job).await?.run(|_| std::future::ready(())).await })
+        runtime()?.block_on(async {
+            let prepared = run::prepare(&self.job, job, run::FormerTeam::MayLive).await?;
+            prepared.run(|_| std::future::ready(())).await
+        })
     }
 }

@@ -106,6 +106,9 @@ impl Plan {
             index.to_string(),
             "--threads".to_owned(),
             self.threads.to_string(),
+            // A coordinator that is killed takes them with it.
+            "--parent".to_owned(),
+            std::process::id().to_string(),
         ];
         if let Some(format) = self.log_format {
             let name = match format {

@@ -65,7 +65,7 @@ pub enum Event {
 /// What the shell does, in this order. A `Persist` is on disk before anything after it happens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    Persist(Fences),
+    Persist(Box<RunState>),
     Send {
         session: Session,
         message: Fenced<ToWorker>,
@@ -104,6 +104,28 @@ pub struct Fences {
     pub generation: Generation,
     /// The newest generation that began to train.
     pub lineage: Generation,
+}
+
+/// What outlives a coordinator besides checkpoints: `state.json`. Live workers go on from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    pub fences: Fences,
+    pub progress: RunProgress,
+    /// Of the last epoch that was judged.
+    pub last_scores: Option<Scores>,
+    /// A checkpoint that was decided on and is not durable yet.
+    pub owed: Option<OwedSave>,
+    /// Who was in the newest generation.
+    pub roster: Vec<WorkerId>,
+    /// The data set that the run was started with.
+    pub dataset_digest: Option<String>,
+}
+
+/// A checkpoint that a team owes which stands after `applied` steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwedSave {
+    pub applied: Step,
+    pub is_best: bool,
 }
 
 /// A checkpoint's manifest, as far as the core knows it.
@@ -209,6 +231,10 @@ pub enum RunEvent {
     RunStarted {
         term: Term,
         resumed_from: Option<CheckpointId>,
+    },
+    /// Workers of the life before may still be there, and are waited for.
+    CoordinatorRestarted {
+        term: Term,
     },
     WaitingForWorkers {
         joined: u32,

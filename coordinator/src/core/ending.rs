@@ -50,7 +50,8 @@ impl Core {
             Status::Failed { reason } => RunEvent::RunFailed { reason: reason.clone() },
             Status::Finished(_) | Status::Stopped => RunEvent::RunFinished { outcome: outcome.clone() },
         }));
-        self.phase = Phase::Lingering { outcome, until: now + seconds(self.job.server.linger_s) };
+        self.phase =
+            Phase::Lingering { outcome, until: now + seconds(self.job.server.linger_s), expecting: false };
     }
 
     fn outcome(&self, status: Status) -> Outcome {

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Core, Gathering, Phase,
-    effects::{Action, RunEvent, Status, Time},
+    effects::{Action, Fences, RunEvent, Status, Time},
     roster::{Replies, Team},
     seconds,
 };
@@ -21,6 +21,9 @@ const BARREN_LIMIT: u32 = 5;
 impl Core {
     /// Forms the next generation when enough workers are there, or when waiting longer is pointless.
     pub(super) fn form_if_ready(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.still_listens(now) {
+            return;
+        }
         let Phase::Gathering(gathering) = &self.phase else { return };
         let due = now >= gathering.until;
         if !gathering.awaiting.is_empty() {
@@ -63,6 +66,9 @@ impl Core {
     pub(super) fn gathering_deadline(&self, gathering: &Gathering) -> Option<Time> {
         if !gathering.awaiting.is_empty() {
             return Some(gathering.until);
+        }
+        if gathering.listening.is_some() {
+            return gathering.listening;
         }
         match self.staying() >= self.job.cluster.min_workers {
             _ if self.awaits_commit() => None,
@@ -127,21 +133,23 @@ impl Core {
             })
             .collect();
         self.fences.generation = generation;
-        out.push(Action::Persist(self.fences));
+        self.roster = roster.iter().map(|member| member.worker.clone()).collect();
+        self.persist(out);
         let secret = self.secret(generation);
         let synced = Replies::expected_from(&team);
         let donor = Rank(donor as u32);
-        self.phase = Phase::Forming { team: team.clone(), donor, synced, since: now };
+        self.phase = Phase::Forming { team: team.clone(), donor, anew: best.is_none(), synced, since: now };
         for (rank, session) in team.members() {
             let form = Form { rank, roster: roster.clone(), secret, donor, broadcast, start: start.clone() };
             self.send(session, ToWorker::Form(form), out);
         }
     }
 
-    /// Only a state of the newest generation that began to train, or of one that completed its sync
-    /// on top of that, may be handed on; any other counts as a newcomer's, however many steps it has.
+    /// Only a state of the newest generation of this run that began to train, or of one that completed its
+    /// sync on top of that, may be handed on; any other counts as a newcomer's, however many steps it has.
     fn eligible(&self, held: Option<ReplicaLabel>) -> Option<ReplicaLabel> {
-        held.filter(|label| label.lineage >= self.fences.lineage && label.lineage != Generation(0))
+        let Fences { lineage, generation, .. } = self.fences;
+        held.filter(|label| (lineage..=generation).contains(&label.lineage) && label.lineage != Generation(0))
     }
 
     fn newest_generation(&self) -> Generation {
@@ -158,7 +166,7 @@ impl Core {
     }
 
     pub(super) fn synced(&mut self, session: Session, synced: Synced, now: Time, out: &mut Vec<Action>) {
-        let Phase::Forming { team, donor, synced: replies, since } = &mut self.phase else { return };
+        let Phase::Forming { team, donor, anew, synced: replies, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         replies.take(rank, synced);
         let Some(all) = replies.complete() else { return };
@@ -170,7 +178,7 @@ impl Core {
             let reason = format!("after the sync rank {odd} holds another state than rank 0");
             return self.abort(reason, now, out);
         }
-        let (team, donor, since) = (team.clone(), *donor, *since);
+        let (team, donor, anew, since) = (team.clone(), *donor, *anew, *since);
         let generation = team.generation;
         let donor = team.session_of(donor).and_then(|session| self.peers.get(&session));
         out.push(Action::Emit(RunEvent::GenerationFormed {
@@ -181,7 +189,10 @@ impl Core {
             elapsed: now.saturating_sub(since),
         }));
         self.fences.lineage = generation;
-        out.push(Action::Persist(self.fences));
+        if anew || self.is_behind(first.held) {
+            self.roll_back(first.held);
+        }
+        self.persist(out);
         self.resume_work(team, first, now, out);
     }
 
@@ -207,6 +218,7 @@ impl Core {
             // The survivors go on at once; who comes back is taken in between two steps.
             wanted: self.job.cluster.min_workers,
             give_up: None,
+            listening: None,
             pooled: false,
         });
         self.barren += 1;

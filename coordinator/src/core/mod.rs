@@ -9,6 +9,7 @@ pub mod effects;
 mod ending;
 mod forming;
 mod leaving;
+mod restart;
 mod roster;
 pub mod scores;
 mod status;
@@ -20,7 +21,7 @@ mod tests;
 use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
-    ids::{CheckpointId, Generation, Rank, Session, Step},
+    ids::{CheckpointId, Generation, Rank, Session, Step, WorkerId},
     job::JobConfig,
     message::{
         DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker,
@@ -30,7 +31,8 @@ use musher_proto::{
 
 use checkpointing::OpenCheckpoint;
 pub use effects::{
-    Action, Commit, Event, Fences, Outcome, Position, RunEvent, RunProgress, Status, Stopped, Time,
+    Action, Commit, Event, Fences, Outcome, OwedSave, Position, RunEvent, RunProgress, RunState, Status,
+    Stopped, Time,
 };
 use roster::{Peer, Peers, Replies, Team};
 pub use status::{PeerStatus, RunStatus};
@@ -41,8 +43,10 @@ pub struct Origin {
     pub job: JobConfig,
     pub run: String,
     /// Read from disk, its term already raised for this life.
-    pub fences: Fences,
+    pub state: RunState,
     pub resumed: Option<ResumePoint>,
+    /// Workers of the life before may still be there: they are listened for before anything is formed.
+    pub listen: bool,
     /// Generations' secrets are derived from it.
     pub entropy: [u8; 32],
 }
@@ -65,11 +69,14 @@ pub struct Core {
     fences: Fences,
     entropy: [u8; 32],
     peers: Peers,
-    /// What all workers' data must be; set by the first to join, or by the checkpoint.
+    /// What all workers' data must be; set by the first to join.
     data: Option<DataFacts>,
-    resumed_digest: Option<String>,
+    /// Digest of the data set that the run was started on, in an earlier life of the coordinator.
+    started_on: Option<String>,
     phase: Phase,
     progress: RunProgress,
+    /// Who was in the newest generation.
+    roster: Vec<WorkerId>,
     /// Where a team starts that no holder of the lineage's state is in.
     durable: Option<Durable>,
     checkpoint: Option<OpenCheckpoint>,
@@ -104,6 +111,8 @@ enum Phase {
     Forming {
         team: Team,
         donor: Rank,
+        /// Nobody in it held the lineage's state.
+        anew: bool,
         synced: Replies<Synced>,
         since: Time,
     },
@@ -128,6 +137,8 @@ enum Phase {
     Lingering {
         outcome: Outcome,
         until: Time,
+        /// Workers that are not connected now may come to hear of it.
+        expecting: bool,
     },
     Ended,
 }
@@ -142,6 +153,8 @@ struct Gathering {
     wanted: u32,
     /// The run's first formation: too few at this time is a failure. Later ones wait.
     give_up: Option<Time>,
+    /// After a restart: until then nothing is formed without the whole former team.
+    listening: Option<Time>,
     /// The former team stands between two steps with its batch-norm statistics pooled, so equal labels
     /// mean equal states. In mid-segment each rank has running statistics of its own.
     pooled: bool,
@@ -174,59 +187,6 @@ struct SaveRequest {
 }
 
 impl Core {
-    /// The core and its first actions.
-    pub fn start(origin: Origin, now: Time) -> (Self, Vec<Action>) {
-        let until = now + seconds(origin.job.cluster.start_timeout_s);
-        let gathering = Gathering {
-            until,
-            wanted: origin.job.cluster.workers,
-            give_up: Some(until),
-            ..Gathering::default()
-        };
-        let resumed = origin.resumed;
-        let durable = resumed
-            .as_ref()
-            .map(|point| Durable { checkpoint: point.checkpoint.clone(), progress: point.progress.clone() });
-        let progress = resumed.as_ref().map(|point| point.progress.clone()).unwrap_or_default();
-        let mut core = Self {
-            job: origin.job,
-            run: origin.run,
-            fences: origin.fences,
-            entropy: origin.entropy,
-            peers: Peers::new(),
-            data: None,
-            resumed_digest: resumed.as_ref().map(|point| point.dataset_digest.clone()),
-            phase: Phase::Gathering(gathering),
-            progress,
-            durable,
-            checkpoint: None,
-            owed: None,
-            stop_requested: false,
-            barren: 0,
-            last_applied: resumed.as_ref().map(|point| point.position.applied).unwrap_or_default(),
-            pace: Pace::default(),
-            last_scores: None,
-            data_warnings: BTreeSet::new(),
-            unsavable: None,
-        };
-        let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
-        let mut actions = vec![
-            Action::Persist(core.fences),
-            Action::Emit(RunEvent::RunStarted {
-                term: core.fences.term,
-                resumed_from: resumed.as_ref().map(|point| point.checkpoint.clone()),
-            }),
-        ];
-        match core.finished_status() {
-            Some(status) if resumed.is_some() => {
-                core.finish(status, now, &mut actions);
-                core.time_passed(now, &mut actions);
-            }
-            _ => actions.push(Action::Emit(RunEvent::WaitingForWorkers { joined: 0, wanted })),
-        }
-        (core, actions)
-    }
-
     pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         let out = &mut actions;
@@ -413,7 +373,7 @@ impl Core {
                 data.digest,
             ));
         }
-        match &self.resumed_digest {
+        match &self.started_on {
             Some(digest) if *digest != found.digest => Err(format!(
                 "its data set has digest {:.12}, the run was started on one with {digest:.12}; \
                  give it the same files, or start a new run",
@@ -468,8 +428,8 @@ impl Core {
             self.dismiss_leaving(now, out);
             self.form_if_ready(now, out);
         }
-        if let Phase::Lingering { outcome, until } = &self.phase
-            && (self.peers.is_empty() || now >= *until)
+        if let Phase::Lingering { outcome, until, expecting } = &self.phase
+            && (self.peers.is_empty() && !expecting || now >= *until)
         {
             out.push(Action::End(outcome.clone()));
             self.phase = Phase::Ended;

@@ -7,6 +7,7 @@ mod ending;
 mod failures;
 mod invariants;
 mod joining;
+mod restart;
 mod saving;
 mod sim;
 mod training;

@@ -28,9 +28,6 @@ impl Core {
         let held = ReplicaLabel { lineage: team.generation, ..synced.held };
         self.advanced_to(held.applied);
         self.last_applied = held.applied;
-        if (held.epoch, held.cursor) < (self.progress.announced, self.train_samples()) {
-            self.roll_back(held);
-        }
         let totals = EpochTotals::default(); // told already, or told again at the epoch's end
         let finished = SegmentFinished { held, paused: false, totals, state_digest: synced.state_digest };
         let stop = StoppingPoint { finished, state_bytes: synced.state_bytes };
@@ -48,9 +45,13 @@ impl Core {
         }
     }
 
-    /// Nobody is left who holds the end of the last epoch: what happened after the checkpoint that the team
-    /// starts from will happen again.
-    fn roll_back(&mut self, held: ReplicaLabel) {
+    /// Whether nobody is left who holds the end of the last epoch that was finished.
+    pub(super) fn is_behind(&self, held: ReplicaLabel) -> bool {
+        (held.epoch, held.cursor) < (self.progress.announced, self.train_samples())
+    }
+
+    /// What happened after the checkpoint that the team starts from will happen again.
+    pub(super) fn roll_back(&mut self, held: ReplicaLabel) {
         let finished = match held.cursor >= self.train_samples() {
             true => held.epoch,
             false => Epoch(held.epoch.0.saturating_sub(1)),
@@ -206,6 +207,7 @@ impl Core {
         }
         if self.progress.announced < held.epoch {
             self.progress.announced = held.epoch;
+            self.persist(out);
             out.push(Action::Emit(RunEvent::EpochFinished {
                 epoch: held.epoch,
                 step: held.applied,
@@ -249,41 +251,35 @@ impl Core {
             Ok(scores) => scores,
             Err(reason) => return self.abort(reason, now, out),
         };
-        out.push(Action::Emit(RunEvent::Validated { epoch: held.epoch, step: held.applied, scores }));
         let verdict = self.progress.early_stopping.judge(&self.job.early_stopping, held.epoch, &scores);
+        self.last_scores = Some(scores);
+        let save = self.save_after(verdict, held);
+        self.persist_owing(save.as_ref(), out);
+        out.push(Action::Emit(RunEvent::Validated { epoch: held.epoch, step: held.applied, scores }));
         if let Some(png) = png {
             out.push(Action::WriteSamples { epoch: held.epoch, png, best: verdict.new_best });
         }
-        self.epoch_judged(team, stop, verdict, scores, now, out);
+        if verdict.stop {
+            let best_epoch = self.progress.early_stopping.best.map_or(held.epoch, |best| best.epoch);
+            out.push(Action::Emit(RunEvent::EarlyStopped { epoch: held.epoch, best_epoch }));
+        }
+        match save {
+            Some(save) => self.save(team, stop, save, now, out),
+            None => self.go_on(team, stop, now, out),
+        }
     }
 
-    fn epoch_judged(
-        &mut self,
-        team: Team,
-        stop: StoppingPoint,
-        verdict: Verdict,
-        scores: scores::Scores,
-        now: Time,
-        out: &mut Vec<Action>,
-    ) {
-        let epoch = stop.finished.held.epoch;
-        self.last_scores = Some(scores);
-        if verdict.stop {
-            let best_epoch = self.progress.early_stopping.best.map_or(epoch, |best| best.epoch);
-            out.push(Action::Emit(RunEvent::EarlyStopped { epoch, best_epoch }));
-        }
+    /// The checkpoint that is due after an epoch was judged.
+    fn save_after(&self, verdict: Verdict, held: ReplicaLabel) -> Option<SaveRequest> {
+        let ReplicaLabel { epoch, applied, .. } = held;
         let finished = self.finished_status();
         let is_last = finished.is_some();
         let then = finished.or(self.stop_requested.then_some(Status::Stopped));
-        let applied = stop.finished.held.applied;
         let every = &self.job.checkpoint;
         let due = every.every_epochs > 0 && epoch.0.is_multiple_of(every.every_epochs)
             || every.every_steps > 0 && applied.0.is_multiple_of(every.every_steps);
-        if due || verdict.new_best || then.is_some() {
-            let save = SaveRequest { applied, is_best: verdict.new_best, is_last, then, hold: false };
-            return self.save(team, stop, save, now, out);
-        }
-        self.go_on(team, stop, now, out);
+        let wanted = due || verdict.new_best || then.is_some();
+        wanted.then_some(SaveRequest { applied, is_best: verdict.new_best, is_last, then, hold: false })
     }
 
     /// How the run ends if there is nothing left to train.
@@ -476,7 +472,9 @@ impl Core {
         if is_best {
             self.progress.saved_best = progress.saved_best;
         }
-        match self.owed.take_if(|owed| owed.applied == position.applied) {
+        let owed = self.owed.take_if(|owed| owed.applied == position.applied);
+        self.persist(out);
+        match owed {
             Some(SaveRequest { then: Some(status), .. }) => self.finish(status, now, out),
             _ => self.storing_done(now, out),
         }

@@ -113,9 +113,9 @@ impl Actor {
 
     async fn perform(&mut self, action: Action) -> anyhow::Result<Option<Outcome>> {
         match action {
-            Action::Persist(fences) => {
+            Action::Persist(state) => {
                 let run_dir = self.run_dir.clone();
-                task::spawn_blocking(move || run_dir.persist(&fences))
+                task::spawn_blocking(move || run_dir.persist(&state))
                     .await?
                     .context("the run's state could not be persisted, so it can't go on")?;
             }

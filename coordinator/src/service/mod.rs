@@ -96,7 +96,7 @@ impl Service {
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender };
         let uploads = Arc::new(Uploads::new(self.store));
-        let term = self.origin.fences.term;
+        let term = self.origin.state.fences.term;
         let started = tokio::time::Instant::now();
         let (core, first_actions) = Core::start(self.origin, Duration::ZERO);
         let actor = Actor::new(

@@ -9,6 +9,7 @@ mod disk_full;
 mod failures;
 mod refusals;
 mod repeatability;
+mod restart;
 mod resume;
 mod runs;
 mod serve;

@@ -16,6 +16,9 @@ enum Disturbance {
     Connect(usize),
     Kill(usize),
     Reconnect(usize),
+    /// The coordinator dies after so many more actions, or at once.
+    Restart(Option<usize>),
+    KillAway(usize),
     BreakStep {
         ahead: usize,
         victim: usize,
@@ -36,6 +39,8 @@ fn disturbance() -> impl Strategy<Value = Disturbance> {
         4 => (0usize..4).prop_map(Connect),
         2 => pick.clone().prop_map(Kill),
         2 => pick.clone().prop_map(Reconnect),
+        2 => prop::option::of(0usize..12).prop_map(Restart),
+        1 => pick.clone().prop_map(KillAway),
         3 => (0usize..4, pick.clone()).prop_map(|(ahead, victim)| BreakStep { ahead, victim }),
         2 => pick.clone().prop_map(LoseUpload),
         4 => (pick.clone(), pick).prop_map(|(who, what)| Repeat { who, what }),
@@ -61,6 +66,9 @@ fn disturb(sim: &mut Sim, disturbance: Disturbance) {
         Disturbance::Reconnect(pick) => {
             worker(pick).and_then(|session| sim.reconnect(session));
         }
+        Disturbance::Restart(None) => sim.restart(),
+        Disturbance::Restart(after) => sim.dies_after = after,
+        Disturbance::KillAway(pick) => sim.kill_away(pick),
         Disturbance::BreakStep { ahead, victim } => {
             let generation = sim.live_generation();
             let members = sim.members(generation);
@@ -112,9 +120,10 @@ proptest! {
                 disturb(&mut sim, disturbance);
             }
         }
+        sim.dies_after = None;
         if sim.outcome.is_none() {
             for name in ["a", "b"] {
-                if sim.session_of(name).is_none() {
+                if sim.session_of(name).is_none() && !sim.away.iter().any(|worker| worker.name == name) {
                     sim.connect(name);
                 }
             }

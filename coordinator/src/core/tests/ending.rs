@@ -127,22 +127,6 @@ fn a_run_resumed_at_an_epochs_end_begins_the_next_one() {
 }
 
 #[test]
-fn a_state_of_the_life_before_is_a_newcomers_to_a_resumed_run() {
-    let mut sim = two_workers(job());
-    sim.until_event(|event| matches!(event, RunEvent::EpochFinished { epoch: Epoch(2), .. }));
-    let survivor = sim.workers[&sim.session_of("a").unwrap()].state.clone();
-    let mut sim = sim.resumed(job());
-    sim.connect_as("a", 9, musher_proto::message::PROTOCOL, survivor);
-    sim.until_event(|event| matches!(event, RunEvent::GenerationFormed { .. }));
-    let Some(RunEvent::GenerationFormed { applied, generation, .. }) =
-        sim.events.iter().find(|e| matches!(e, RunEvent::GenerationFormed { .. }))
-    else {
-        panic!("it was formed")
-    };
-    assert_eq!((applied.0, generation.0), (3, 3));
-}
-
-#[test]
 fn a_finished_run_that_is_resumed_ends_at_once() {
     let mut sim = two_workers(job());
     let first = sim.run();

@@ -36,7 +36,8 @@ impl Ledger {
                 let judged = commit.progress.early_stopping.judged;
                 self.judged_before.insert(commit.checkpoint.clone(), judged);
             }
-            Action::Persist(fences) => {
+            Action::Persist(state) => {
+                let fences = state.fences;
                 assert!(
                     fences.generation >= disk.generation && fences.lineage >= disk.lineage,
                     "fences never fall"

@@ -21,7 +21,9 @@ use musher_proto::{
 };
 
 use super::invariants::{Ledger, invariant_applied_never_falls_behind_a_live_holder};
-use crate::core::{Action, Commit, Core, Event, Fences, Origin, Outcome, ResumePoint, RunEvent, Time};
+use crate::core::{
+    Action, Commit, Core, Event, Fences, Origin, Outcome, ResumePoint, RunEvent, RunState, Time,
+};
 
 pub const TRAIN_SAMPLES: u64 = 7;
 pub const VAL_SAMPLES: u64 = 4;
@@ -76,6 +78,7 @@ enum Doing {
 #[derive(Clone, Debug)]
 pub struct Worker {
     pub name: String,
+    incarnation: u64,
     pub state: Option<State>,
     /// The process lives and its stream is up.
     pub connected: bool,
@@ -114,6 +117,8 @@ pub enum Move {
     /// The core hears that the stream ended.
     Close(Session),
     Store(usize),
+    /// A worker that outlived its coordinator reaches the new one.
+    Return(usize),
 }
 
 pub struct Sim {
@@ -129,6 +134,14 @@ pub struct Sim {
     /// Validation loss by epoch, from 1; the last one goes on.
     pub curve: Vec<f64>,
     pub fences: Fences,
+    /// What a coordinator started now would find.
+    pub disk: RunState,
+    /// Worker processes that outlived their coordinator and have not found the new one yet.
+    pub away: Vec<Worker>,
+    /// The coordinator dies after so many more actions, and is started again at once.
+    pub dies_after: Option<usize>,
+    /// Until then nothing may be formed without all that may come back.
+    listens_until: Time,
     job: JobConfig,
     open: BTreeMap<CheckpointId, (Generation, Vec<(PartHeader, State)>)>,
     store: Vec<InStore>,
@@ -149,28 +162,47 @@ impl Worker {
 
 impl Sim {
     pub fn new(job: JobConfig) -> Self {
-        Self::started(job, Fences { term: Term(1), ..Fences::default() }, None)
+        let fences = Fences { term: Term(1), ..Fences::default() };
+        Self::started(job, RunState { fences, ..RunState::default() }, None)
     }
 
     /// The next coordinator's life on what this one left, resumed from its newest checkpoint.
     pub fn resumed(self, job: JobConfig) -> Self {
-        let generation = self.fences.generation.next();
-        let fences = Fences { term: self.fences.term.next(), generation, lineage: generation };
-        let newest = self.committed.values().max_by_key(|(commit, _)| commit.position.applied);
-        let point = newest.map(|(commit, _)| ResumePoint {
-            checkpoint: commit.checkpoint.clone(),
-            position: commit.position,
-            progress: commit.progress.clone(),
-            dataset_digest: commit.dataset_digest.clone(),
-        });
-        let mut next = Self::started(job, fences, point);
+        let mut next = Self::started(job, self.next_state(), self.resume_point());
         next.committed = self.committed;
         next.curve = self.curve;
         next
     }
 
-    fn started(job: JobConfig, fences: Fences, resumed: Option<ResumePoint>) -> Self {
-        let origin = Origin { job: job.clone(), run: "r".into(), fences, resumed, entropy: [7; 32] };
+    fn next_state(&self) -> RunState {
+        let mut state = self.disk.clone();
+        state.fences.term = state.fences.term.next();
+        state
+    }
+
+    fn resume_point(&self) -> Option<ResumePoint> {
+        let newest = self
+            .committed
+            .values()
+            .max_by_key(|(commit, _)| (commit.position.applied, commit.position.lineage));
+        newest.map(|(commit, _)| ResumePoint {
+            checkpoint: commit.checkpoint.clone(),
+            position: commit.position,
+            progress: commit.progress.clone(),
+            dataset_digest: commit.dataset_digest.clone(),
+        })
+    }
+
+    fn started(job: JobConfig, state: RunState, resumed: Option<ResumePoint>) -> Self {
+        let fences = state.fences;
+        let origin = Origin {
+            job: job.clone(),
+            run: "r".into(),
+            state: state.clone(),
+            resumed,
+            entropy: [7; 32],
+            listen: false,
+        };
         let (core, actions) = Core::start(origin, Duration::ZERO);
         let mut sim = Self {
             core,
@@ -183,6 +215,10 @@ impl Sim {
             ledger: Ledger::default(),
             curve: vec![1.0, 0.9, 0.8, 0.7, 0.6],
             fences,
+            disk: state,
+            away: Vec::new(),
+            dies_after: None,
+            listens_until: Duration::ZERO,
             job,
             open: BTreeMap::new(),
             store: Vec::new(),
@@ -213,6 +249,7 @@ impl Sim {
         let session = Session(self.next_session);
         let worker = Worker {
             name: name.into(),
+            incarnation,
             state,
             connected: true,
             closed: false,
@@ -279,7 +316,39 @@ impl Sim {
         worker.to_worker.clear();
         worker.doing = Doing::Nothing;
         let (name, state) = (worker.name.clone(), worker.state.take());
-        Some(self.connect_as(&name, self.incarnation, PROTOCOL, state))
+        let incarnation = worker.incarnation;
+        Some(self.connect_as(&name, incarnation, PROTOCOL, state))
+    }
+
+    /// The coordinator dies and is started again. Workers live on; what was under way is lost.
+    pub fn restart(&mut self) {
+        self.dies_after = None;
+        if self.outcome.is_some() {
+            return;
+        }
+        let workers = std::mem::take(&mut self.workers);
+        self.away.extend(workers.into_values().filter(|worker| worker.connected && !worker.closed));
+        self.store.clear();
+        self.open.clear();
+        let origin = Origin {
+            job: self.job.clone(),
+            run: "r".into(),
+            state: self.next_state(),
+            resumed: self.resume_point(),
+            entropy: [7; 32],
+            listen: true,
+        };
+        self.listens_until = self.now + Duration::from_secs_f64(self.job.cluster.heartbeat_timeout_s);
+        let (core, actions) = Core::start(origin, self.now);
+        self.core = core;
+        self.perform_all(actions);
+    }
+
+    /// The `pick`th worker that outlived its coordinator dies before it finds the new one.
+    pub fn kill_away(&mut self, pick: usize) {
+        if !self.away.is_empty() {
+            self.away.remove(pick % self.away.len());
+        }
     }
 
     /// The worker's session says again what it said before.
@@ -339,6 +408,7 @@ impl Sim {
             }
         }
         moves.extend((0..self.store.len()).map(Move::Store));
+        moves.extend((0..self.away.len()).map(Move::Return));
         for (&session, worker) in self.workers.iter().filter(|(_, w)| w.connected) {
             let broken = self.is_broken(worker);
             match &worker.doing {
@@ -376,6 +446,12 @@ impl Sim {
             Move::Close(session) => {
                 self.workers.remove(&session);
                 self.tell(Event::SessionClosed { session, reason: "it closed the connection".into() });
+            }
+            Move::Return(at) => {
+                let Worker { name, incarnation, state, finish, .. } = self.away.remove(at);
+                if finish.is_none() {
+                    self.connect_as(&name, incarnation, PROTOCOL, state);
+                }
             }
             Move::Store(at) => match self.store.remove(at) {
                 InStore::Upload(header, state) => {
@@ -466,10 +542,19 @@ impl Sim {
 
     fn perform_all(&mut self, actions: Vec<Action>) {
         invariant_applied_never_falls_behind_a_live_holder(&actions, &self.fences, &self.workers);
+        self.invariant_nothing_is_formed_from_early_returners(&actions);
         for action in actions {
+            match &mut self.dies_after {
+                Some(0) => return self.restart(),
+                Some(left) => *left -= 1,
+                None => {}
+            }
             self.ledger.check(&action, &self.fences);
             match action.clone() {
-                Action::Persist(fences) => self.fences = fences,
+                Action::Persist(state) => {
+                    self.fences = state.fences;
+                    self.disk = *state;
+                }
                 Action::Send { session, message } => {
                     if let Some(worker) = self.workers.get_mut(&session).filter(|w| w.connected) {
                         worker.to_worker.push_back(message);
@@ -507,6 +592,22 @@ impl Sim {
             if !matches!(action, Action::Emit(_)) {
                 self.actions.push(action);
             }
+        }
+    }
+
+    /// A worker that comes back in time with a step that no other holds must find that nothing went on
+    /// without it.
+    fn invariant_nothing_is_formed_from_early_returners(&mut self, actions: &[Action]) {
+        let forms = actions.iter().any(|action| {
+            matches!(action, Action::Send { message: Fenced { body: ToWorker::Form(_), .. }, .. })
+        });
+        if forms && self.now < std::mem::take(&mut self.listens_until) {
+            let replaced = |name: &str| self.workers.values().any(|worker| worker.name == name);
+            let missing = self.away.iter().find(|worker| {
+                let name = worker.name.as_str();
+                worker.finish.is_none() && !replaced(name) && self.disk.roster.contains(&name.into())
+            });
+            assert!(missing.is_none(), "formed before {:?} was back", missing.map(|worker| &worker.name));
         }
     }
 

@@ -1,0 +1,147 @@
+//! A coordinator's start, and what of its former life it takes up: the decisions since the newest
+//! checkpoint, and the workers that outlived it.
+
+use std::collections::BTreeSet;
+
+use musher_proto::ids::WorkerId;
+
+use super::{
+    Core, Durable, Gathering, Origin, Pace, Phase, SaveRequest,
+    effects::{Action, OwedSave, RunEvent, RunProgress, RunState, Status, Time},
+    roster::Peers,
+    seconds,
+};
+
+impl Core {
+    /// The core and its first actions.
+    pub fn start(origin: Origin, now: Time) -> (Self, Vec<Action>) {
+        let Origin { job, run, state, resumed, entropy, listen } = origin;
+        let listens = listen && !state.roster.is_empty();
+        let until = now + seconds(job.cluster.start_timeout_s);
+        let gathering = Gathering {
+            until,
+            wanted: job.cluster.workers,
+            give_up: Some(until),
+            listening: listens.then(|| now + seconds(job.cluster.heartbeat_timeout_s)),
+            ..Gathering::default()
+        };
+        let durable = resumed
+            .as_ref()
+            .map(|point| Durable { checkpoint: point.checkpoint.clone(), progress: point.progress.clone() });
+        let ended = durable.as_ref().and_then(|durable| durable.progress.end(job.train.epochs));
+        let progress = progress_at_start(&state, durable.as_ref(), ended.is_some());
+        let mut core = Self {
+            fences: state.fences,
+            peers: Peers::new(),
+            data: None,
+            started_on: state
+                .dataset_digest
+                .or_else(|| resumed.as_ref().map(|point| point.dataset_digest.clone())),
+            phase: Phase::Gathering(gathering),
+            roster: state.roster,
+            durable,
+            checkpoint: None,
+            owed: state.owed.map(|owed| save_again(owed, &progress, job.train.epochs)),
+            stop_requested: false,
+            barren: 0,
+            last_applied: resumed.as_ref().map(|point| point.position.applied).unwrap_or_default(),
+            pace: Pace::default(),
+            last_scores: state.last_scores,
+            data_warnings: BTreeSet::new(),
+            unsavable: None,
+            job,
+            run,
+            entropy,
+            progress,
+        };
+        let mut actions = Vec::new();
+        core.persist(&mut actions);
+        actions.push(Action::Emit(RunEvent::RunStarted {
+            term: core.fences.term,
+            resumed_from: resumed.map(|point| point.checkpoint),
+        }));
+        if listens {
+            actions.push(Action::Emit(RunEvent::CoordinatorRestarted { term: core.fences.term }));
+        }
+        match ended {
+            Some(stopped) => {
+                core.finish(Status::Finished(stopped), now, &mut actions);
+                if let Phase::Lingering { expecting, .. } = &mut core.phase {
+                    *expecting = listens;
+                }
+                core.time_passed(now, &mut actions);
+            }
+            None => {
+                let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
+                actions.push(Action::Emit(RunEvent::WaitingForWorkers { joined: 0, wanted }));
+            }
+        }
+        (core, actions)
+    }
+
+    /// Puts on disk what a next life of the coordinator goes on from.
+    pub(super) fn persist(&self, out: &mut Vec<Action>) {
+        self.persist_owing(self.owed.as_ref(), out);
+    }
+
+    /// [`Core::persist`] with a checkpoint that was decided on just now.
+    pub(super) fn persist_owing(&self, owed: Option<&SaveRequest>, out: &mut Vec<Action>) {
+        let on_its_way = self
+            .checkpoint
+            .as_ref()
+            .map(|open| OwedSave { applied: open.commit.position.applied, is_best: open.commit.is_best });
+        let owed = owed.map(|save| OwedSave { applied: save.applied, is_best: save.is_best });
+        let data = self.data.as_ref().map(|data| data.digest.clone());
+        out.push(Action::Persist(Box::new(RunState {
+            fences: self.fences,
+            progress: self.progress.clone(),
+            last_scores: self.last_scores,
+            owed: owed.or(on_its_way),
+            roster: self.roster.clone(),
+            dataset_digest: self.started_on.clone().or(data),
+        })));
+    }
+
+    /// Whether it is too early to form anything: of the former team, some may still be on their way back.
+    ///
+    /// A team is never formed from those that were merely the first to come back: the others may hold
+    /// steps that these do not.
+    pub(super) fn still_listens(&mut self, now: Time) -> bool {
+        let back = |worker: &WorkerId| {
+            self.peers.values().any(|peer| peer.join.is_some() && peer.worker() == worker)
+        };
+        let all_back = self.roster.iter().all(back);
+        let holds = self.newest_held().is_some();
+        let Phase::Gathering(gathering) = &mut self.phase else { return false };
+        let Some(until) = gathering.listening else { return false };
+        if !all_back && now < until {
+            return true;
+        }
+        gathering.listening = None;
+        if all_back || holds {
+            // As after an abort: who comes back later is taken in between two steps.
+            gathering.wanted = self.job.cluster.min_workers;
+        }
+        false
+    }
+}
+
+/// The decisions of the life before. Where a checkpoint was committed at the last moment, it alone knows
+/// that the best weights are durable.
+fn progress_at_start(state: &RunState, durable: Option<&Durable>, ended: bool) -> RunProgress {
+    let Some(durable) = durable else { return state.progress.clone() };
+    if ended || state.roster.is_empty() {
+        return durable.progress.clone(); // nothing came after it, or `state.json` is lost
+    }
+    let newest = [&state.progress, &durable.progress]
+        .into_iter()
+        .filter_map(|progress| progress.saved_best.as_ref())
+        .max_by_key(|best| best.epoch);
+    RunProgress { saved_best: newest.cloned(), ..state.progress.clone() }
+}
+
+/// A checkpoint that a restart interrupted is taken again when a team stands at its step.
+fn save_again(owed: OwedSave, progress: &RunProgress, epoch_limit: u32) -> SaveRequest {
+    let then = progress.end(epoch_limit).map(Status::Finished);
+    SaveRequest { applied: owed.applied, is_best: owed.is_best, is_last: then.is_some(), then, hold: false }
+}
