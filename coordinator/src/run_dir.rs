@@ -104,6 +104,9 @@ impl RunDir {
             Err(source) => return Err(RunDirError::Io { path, source }),
         };
         state.fences.term = state.fences.term.next();
+        if state.id.is_empty() {
+            state.id = hex::encode(rand::random::<[u8; 8]>());
+        }
         Ok(state)
     }
 

@@ -188,7 +188,7 @@ impl Worker {
                     train_samples: SAMPLES,
                     val_samples: SAMPLES,
                 };
-                let join = Join { data, ring_address: "127.0.0.1:1".into(), held: None };
+                let join = Join { data, ring_address: "127.0.0.1:1".into(), held: None, at_work: None };
                 self.say(Generation(0), FromWorker::Join(join)).await;
             }
             ToWorker::Form(form) => {

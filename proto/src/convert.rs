@@ -33,6 +33,7 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
                 val_samples: m.data.val_samples,
                 ring_address: m.ring_address,
                 held: m.held.map(Into::into),
+                at_work: m.at_work.map(Into::into),
             }),
             FromWorker::Synced(m) => Body::Synced(wire::Synced {
                 held: Some(m.held.into()),
@@ -41,7 +42,9 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
             }),
             FromWorker::Progress(m) => Body::Progress(wire::Progress {
                 phase: wire::Phase::from(m.phase).into(),
-                in_phase_ms: m.in_phase_ms,
+                activity: wire::Activity::from(m.activity).into(),
+                in_activity_ms: m.in_activity_ms,
+                warm: m.warm,
                 applied: m.applied.0,
                 epoch: m.epoch.0,
                 cursor: m.cursor,
@@ -66,7 +69,7 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
             FromWorker::Interrupted(m) => Body::Interrupted(wire::Interrupted {
                 held: m.held.map(Into::into),
                 reason: m.reason,
-                suspect_rank: m.suspect.map(|r| r.0),
+                waited: m.waited.map(Into::into),
             }),
             FromWorker::DataWarning(m) => {
                 Body::DataWarning(wire::DataWarning { file: m.file, problem: m.problem })
@@ -102,6 +105,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 },
                 ring_address: m.ring_address,
                 held: m.held.map(Into::into),
+                at_work: m.at_work.map(Into::into),
             }),
             Body::Synced(m) => FromWorker::Synced(domain::Synced {
                 held: required(m.held, "Synced has no label")?.into(),
@@ -110,7 +114,9 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
             }),
             Body::Progress(m) => FromWorker::Progress(domain::Progress {
                 phase: m.phase().try_into()?,
-                in_phase_ms: m.in_phase_ms,
+                activity: m.activity().try_into()?,
+                in_activity_ms: m.in_activity_ms,
+                warm: m.warm,
                 applied: Step(m.applied),
                 epoch: Epoch(m.epoch),
                 cursor: m.cursor,
@@ -134,7 +140,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
             Body::Interrupted(m) => FromWorker::Interrupted(domain::Interrupted {
                 held: m.held.map(Into::into),
                 reason: m.reason,
-                suspect: m.suspect_rank.map(Rank),
+                waited: m.waited.map(Into::into),
             }),
             Body::DataWarning(m) => {
                 FromWorker::DataWarning(domain::DataWarning { file: m.file, problem: m.problem })
@@ -154,7 +160,8 @@ impl From<Fenced<ToWorker>> for wire::CoordinatorMessage {
         use wire::coordinator_message::Body;
         let body = match message.body {
             ToWorker::Welcome(m) => {
-                Body::Welcome(wire::Welcome { session: m.session.0, run: m.run, job_json: m.job_json })
+                let (session, run, run_id, job_json) = (m.session.0, m.run, m.run_id, m.job_json);
+                Body::Welcome(wire::Welcome { session, run, run_id, job_json })
             }
             ToWorker::Refused { reason } => Body::Refused(wire::Refused { reason }),
             ToWorker::Form(m) => Body::Form(m.into()),
@@ -190,6 +197,7 @@ impl TryFrom<wire::CoordinatorMessage> for Fenced<ToWorker> {
             Body::Welcome(m) => ToWorker::Welcome(domain::Welcome {
                 session: Session(m.session),
                 run: m.run,
+                run_id: m.run_id,
                 job_json: m.job_json,
             }),
             Body::Refused(m) => ToWorker::Refused { reason: m.reason },
@@ -289,6 +297,34 @@ impl From<wire::ReplicaLabel> for domain::ReplicaLabel {
     }
 }
 
+impl From<domain::AtWork> for wire::AtWork {
+    fn from(m: domain::AtWork) -> Self {
+        let domain::Train { epoch, cursor, end } = m.train;
+        Self { generation: m.generation.0, epoch: epoch.0, cursor, end }
+    }
+}
+
+impl From<wire::AtWork> for domain::AtWork {
+    fn from(m: wire::AtWork) -> Self {
+        let train = domain::Train { epoch: Epoch(m.epoch), cursor: m.cursor, end: m.end };
+        Self { generation: Generation(m.generation), train }
+    }
+}
+
+impl From<domain::Waited> for wire::Waited {
+    fn from(m: domain::Waited) -> Self {
+        let domain::Waited { peer, step, phase, ms, received, closed } = m;
+        Self { peer: peer.0, step: step.0, phase, ms, received, closed }
+    }
+}
+
+impl From<wire::Waited> for domain::Waited {
+    fn from(m: wire::Waited) -> Self {
+        let wire::Waited { peer, step, phase, ms, received, closed } = m;
+        Self { peer: Rank(peer), step: Step(step), phase, ms, received, closed }
+    }
+}
+
 impl From<domain::UnitResult> for wire::UnitResult {
     fn from(m: domain::UnitResult) -> Self {
         Self { index: m.index, samples: m.samples, loss_sum: m.loss_sum, confusion: m.confusion }
@@ -328,6 +364,29 @@ impl TryFrom<wire::Phase> for domain::Phase {
             wire::Phase::Training => domain::Phase::Training,
             wire::Phase::Validating => domain::Phase::Validating,
             wire::Phase::Saving => domain::Phase::Saving,
+        })
+    }
+}
+
+impl From<domain::Activity> for wire::Activity {
+    fn from(activity: domain::Activity) -> Self {
+        match activity {
+            domain::Activity::Working => wire::Activity::Working,
+            domain::Activity::WaitingForData => wire::Activity::WaitingForData,
+            domain::Activity::WaitingForPeers => wire::Activity::WaitingForPeers,
+        }
+    }
+}
+
+impl TryFrom<wire::Activity> for domain::Activity {
+    type Error = Malformed;
+
+    fn try_from(activity: wire::Activity) -> Result<Self, Malformed> {
+        Ok(match activity {
+            wire::Activity::Unspecified => return Err(Malformed("Progress has no activity")),
+            wire::Activity::Working => domain::Activity::Working,
+            wire::Activity::WaitingForData => domain::Activity::WaitingForData,
+            wire::Activity::WaitingForPeers => domain::Activity::WaitingForPeers,
         })
     }
 }
@@ -396,11 +455,17 @@ mod tests {
                 data: domain::DataFacts { digest: "d1".into(), train_samples: 9, val_samples: 4 },
                 ring_address: "127.0.0.1:9".into(),
                 held: Some(label()),
+                at_work: Some(domain::AtWork {
+                    generation: Generation(4),
+                    train: domain::Train { epoch: Epoch(2), cursor: 96, end: 128 },
+                }),
             }),
             FromWorker::Synced(domain::Synced { held: label(), state_digest: u64::MAX, state_bytes: 12 }),
             FromWorker::Progress(domain::Progress {
                 phase: domain::Phase::Training,
-                in_phase_ms: 12,
+                activity: domain::Activity::WaitingForData,
+                in_activity_ms: 12,
+                warm: true,
                 applied: Step(41),
                 epoch: Epoch(2),
                 cursor: 128,
@@ -429,7 +494,14 @@ mod tests {
             FromWorker::Interrupted(domain::Interrupted {
                 held: None,
                 reason: "rank 1 closed".into(),
-                suspect: Some(Rank(1)),
+                waited: Some(domain::Waited {
+                    peer: Rank(1),
+                    step: Step(41),
+                    phase: "gradients".into(),
+                    ms: 70,
+                    received: 1 << 40,
+                    closed: true,
+                }),
             }),
             FromWorker::DataWarning(domain::DataWarning { file: "a.jpg".into(), problem: "is a PNG".into() }),
             FromWorker::Failed(domain::Failed { reason: "no memory".into(), any_worker: true }),
@@ -455,6 +527,7 @@ mod tests {
             ToWorker::Welcome(domain::Welcome {
                 session: Session(4),
                 run: "pets".into(),
+                run_id: "5f0e".into(),
                 job_json: "{}".into(),
             }),
             ToWorker::Refused { reason: "other data".into() },

@@ -5,7 +5,7 @@ use crate::ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, Wor
 
 /// Coordinator and worker must agree on this number. It grows with every change that an older
 /// binary would misread.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A message with its fences.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,8 +66,17 @@ pub struct Join {
     pub data: DataFacts,
     /// Where its predecessor in the ring connects.
     pub ring_address: String,
-    /// `None`: it holds no state.
+    /// `None`: it holds no state, or is at work and can't say.
     pub held: Option<ReplicaLabel>,
+    /// It comes back on a new connection while its training thread goes on.
+    pub at_work: Option<AtWork>,
+}
+
+/// The order that a member's training thread is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtWork {
+    pub generation: Generation,
+    pub train: Train,
 }
 
 /// What a worker found in its copy of the data set. All members must have the same.
@@ -102,7 +111,12 @@ pub struct Synced {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     pub phase: Phase,
-    pub in_phase_ms: u64,
+    /// What the training thread does in that phase just now.
+    pub activity: Activity,
+    /// Since the last sign of progress in it: a step, a validation unit, a piece of the state.
+    pub in_activity_ms: u64,
+    /// It has completed a step of its generation: what is slow once is behind it.
+    pub warm: bool,
     pub applied: Step,
     pub epoch: Epoch,
     pub cursor: u64,
@@ -114,6 +128,24 @@ pub struct Progress {
     pub step_ms: f64,
     /// Steps with a non-finite gradient in this epoch.
     pub steps_skipped: u64,
+}
+
+/// A rank that waits for its peers is never the one that holds the team up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    Working,
+    WaitingForData,
+    WaitingForPeers,
+}
+
+impl Activity {
+    pub fn name(self) -> &'static str {
+        match self {
+            Activity::Working => "working",
+            Activity::WaitingForData => "waiting for data",
+            Activity::WaitingForPeers => "waiting for peers",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +220,25 @@ pub struct Interrupted {
     pub held: Option<ReplicaLabel>,
     /// Empty when it was told to.
     pub reason: String,
-    pub suspect: Option<Rank>,
+    /// Whom it waited for when its part in the exchange ended, if for anybody.
+    pub waited: Option<Waited>,
+}
+
+/// What one rank saw of an exchange that did not complete: evidence, no verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waited {
+    /// The neighbour.
+    pub peer: Rank,
+    pub step: Step,
+    /// `connecting`, or the exchange's phase, such as `gradients`.
+    pub phase: String,
+    /// Without any progress.
+    pub ms: u64,
+    /// Bytes of the generation's exchange that this rank has by now. All ranks are due the same, so those
+    /// with the fewest are next to where it is stuck.
+    pub received: u64,
+    /// The neighbour ended the connection: it has left, or is gone.
+    pub closed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,6 +259,8 @@ pub struct Failed {
 pub struct Welcome {
     pub session: Session,
     pub run: String,
+    /// Tells this run from another of the same name.
+    pub run_id: String,
     /// The resolved job configuration.
     pub job_json: String,
 }

@@ -9,14 +9,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use musher_proto::ids::WorkerId;
+use musher_session::{Exit, Identity};
 use rustix::process::Pid;
 use tracing_subscriber::EnvFilter;
 
-use crate::{
-    connection,
-    session::{Exit, Identity},
-    shell,
-};
+use crate::{connection, shell};
 
 /// Trains a replica as a member of a Musher team.
 #[derive(Debug, Parser)]

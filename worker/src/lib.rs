@@ -3,7 +3,6 @@
 
 pub mod cli;
 mod connection;
-pub mod session;
 mod shell;
 pub mod train;
 mod trainer;

@@ -16,6 +16,7 @@ use musher_proto::{
     message::{DataFacts, DataWarning, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
+use musher_session::{Command, Exit, Identity, Input, Output, Session};
 use rustix::process::{Pid, getppid};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -28,7 +29,6 @@ use tracing::{info, warn};
 
 use crate::{
     connection,
-    session::{Command, Exit, Identity, Input, Output, Session},
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, Product},
     transfer,

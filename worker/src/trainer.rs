@@ -12,16 +12,16 @@ use std::{
 
 use musher_collective::{Aborter, CollectiveError, RingListener, RingSpec, Secret};
 use musher_proto::{
-    ids::{CheckpointId, Generation, Rank, Term},
+    ids::{CheckpointId, Generation, Term},
     job::JobConfig,
     message::{Failed, Form, Interrupted, Phase, Save, SegmentFinished},
 };
+use musher_session::Report;
 use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
-use crate::{
-    session::Report,
-    train::{Membership, ProgressBoard, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData},
+use crate::train::{
+    Membership, ProgressBoard, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData,
 };
 
 /// A command with what the shell adds to it.
@@ -145,7 +145,7 @@ impl Worker {
             }
             Order::Leave => {
                 self.member = None;
-                Report::Left(Interrupted { held: self.trainer.held(), reason: String::new(), suspect: None })
+                Report::Left(Interrupted { held: self.trainer.held(), reason: String::new(), waited: None })
             }
         };
         Ok(Product::Report { generation, report })
@@ -188,22 +188,10 @@ impl Worker {
         if !error.ends_generation_only() {
             return Report::Failed(Failed { reason: error.to_string(), any_worker: error.any_worker() });
         }
-        let (reason, suspect) = match &error {
-            TrainError::Collective(CollectiveError::Aborted) => (String::new(), None),
-            TrainError::Collective(broken) => (broken.to_string(), suspect(broken)),
-            other => (other.to_string(), None),
+        let reason = match &error {
+            TrainError::Collective(CollectiveError::Aborted) => String::new(),
+            other => other.to_string(),
         };
-        Report::Left(Interrupted { held: self.trainer.held(), reason, suspect })
-    }
-}
-
-/// The neighbour that the error names.
-fn suspect(error: &CollectiveError) -> Option<Rank> {
-    match *error {
-        CollectiveError::PeerClosed { rank }
-        | CollectiveError::Timeout { rank, .. }
-        | CollectiveError::NotFormed { rank, .. }
-        | CollectiveError::Protocol { rank, .. } => Some(Rank(rank)),
-        CollectiveError::Aborted | CollectiveError::Invalid(_) | CollectiveError::Io { .. } => None,
+        Report::Left(Interrupted { held: self.trainer.held(), reason, waited: None })
     }
 }

@@ -109,6 +109,8 @@ pub struct Fences {
 /// What outlives a coordinator besides checkpoints: `state.json`. Live workers go on from it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
+    /// Tells this run from another of the same name.
+    pub id: String,
     pub fences: Fences,
     pub progress: RunProgress,
     /// Of the last epoch that was judged.

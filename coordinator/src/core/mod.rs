@@ -66,6 +66,7 @@ pub struct ResumePoint {
 pub struct Core {
     job: JobConfig,
     run: String,
+    run_id: String,
     fences: Fences,
     entropy: [u8; 32],
     peers: Peers,
@@ -261,7 +262,16 @@ impl Core {
         }
         self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now, leaving: false });
         let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
-        self.send(session, ToWorker::Welcome(Welcome { session, run: self.run.clone(), job_json }), out);
+        self.send(
+            session,
+            ToWorker::Welcome(Welcome {
+                session,
+                run: self.run.clone(),
+                run_id: self.run_id.clone(),
+                job_json,
+            }),
+            out,
+        );
         if let Phase::Lingering { outcome, .. } = &self.phase {
             self.send(session, ToWorker::Finish(outcome.status.goodbye()), out);
         }

@@ -31,6 +31,7 @@ impl Core {
         let ended = durable.as_ref().and_then(|durable| durable.progress.end(job.train.epochs));
         let progress = progress_at_start(&state, durable.as_ref(), ended.is_some());
         let mut core = Self {
+            run_id: state.id,
             fences: state.fences,
             peers: Peers::new(),
             data: None,
@@ -93,6 +94,7 @@ impl Core {
         let owed = owed.map(|save| OwedSave { applied: save.applied, is_best: save.is_best });
         let data = self.data.as_ref().map(|data| data.digest.clone());
         out.push(Action::Persist(Box::new(RunState {
+            id: self.run_id.clone(),
             fences: self.fences,
             progress: self.progress.clone(),
             last_scores: self.last_scores,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_proto::message::{Phase, Progress};
+use musher_proto::message::{Activity, Phase, Progress};
 
 use super::Position;
 
@@ -87,7 +87,9 @@ impl ProgressBoard {
         let Position { applied, epoch, cursor, totals, .. } = board.position;
         Progress {
             phase: board.phase,
-            in_phase_ms: board.since.elapsed().as_millis() as u64,
+            activity: Activity::Working,
+            in_activity_ms: board.since.elapsed().as_millis() as u64,
+            warm: false,
             applied,
             epoch,
             cursor,

@@ -121,7 +121,7 @@ fn a_member_that_does_not_leave_an_aborted_generation_is_removed() {
     sim.say(
         a,
         Generation(1),
-        FromWorker::Interrupted(Interrupted { held, reason: "broken".into(), suspect: None }),
+        FromWorker::Interrupted(Interrupted { held, reason: "broken".into(), waited: None }),
     );
     sim.advance(Duration::from_secs(61));
     let left = sim.events.iter().any(|e| matches!(e, RunEvent::WorkerLeft { worker, reason, .. } if worker.as_str() == "b" && reason.contains("in time")));
@@ -150,7 +150,7 @@ fn five_generations_without_a_step_fail_the_run() {
     for generation in 1..=5 {
         sim.until(|sim| sim.phase() == "forming");
         let a = sim.session_of("a").unwrap();
-        let report = Interrupted { held: None, reason: "no route to b".into(), suspect: None };
+        let report = Interrupted { held: None, reason: "no route to b".into(), waited: None };
         sim.say(a, Generation(generation), FromWorker::Interrupted(report));
     }
     let Status::Failed { reason } = sim.run().status else { panic!("it fails") };

@@ -95,13 +95,21 @@ fn another_data_set_is_refused() {
     sim.join("a");
     let session = sim.connect("b");
     let data = DataFacts { train_samples: 8, ..facts() };
-    sim.say(session, Generation(0), FromWorker::Join(Join { data, ring_address: "b:1".into(), held: None }));
+    sim.say(
+        session,
+        Generation(0),
+        FromWorker::Join(Join { data, ring_address: "b:1".into(), held: None, at_work: None }),
+    );
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("has 8 training"))
     );
     let empty = sim.connect("c");
     let data = DataFacts { val_samples: 0, ..facts() };
-    sim.say(empty, Generation(0), FromWorker::Join(Join { data, ring_address: "c:1".into(), held: None }));
+    sim.say(
+        empty,
+        Generation(0),
+        FromWorker::Join(Join { data, ring_address: "c:1".into(), held: None, at_work: None }),
+    );
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("no validation"))
     );
@@ -153,8 +161,7 @@ fn messages_of_another_term_or_generation_change_nothing() {
     sim.until(|sim| sim.phase() == "training");
     let goodbye = Fenced { term: Term(9), generation: Generation(0), body: FromWorker::Goodbye };
     sim.tell(Event::MessageReceived { session: a, message: goodbye });
-    let interrupted =
-        musher_proto::message::Interrupted { held: None, reason: "stale".into(), suspect: None };
+    let interrupted = musher_proto::message::Interrupted { held: None, reason: "stale".into(), waited: None };
     for generation in [0, 2] {
         sim.say(a, Generation(generation), FromWorker::Interrupted(interrupted.clone()));
     }

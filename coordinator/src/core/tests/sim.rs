@@ -13,9 +13,9 @@ use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term},
     job::JobConfig,
     message::{
-        DataFacts, EpochTotals, Fenced, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL, PartHeader,
-        PartKind, Phase as WorkerPhase, Progress, ReplicaLabel, Save, SegmentFinished, Start, Synced,
-        ToWorker, Train, UnitResult, Validate, Validated,
+        Activity, DataFacts, EpochTotals, Fenced, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL,
+        PartHeader, PartKind, Phase as WorkerPhase, Progress, ReplicaLabel, Save, SegmentFinished, Start,
+        Synced, ToWorker, Train, UnitResult, Validate, Validated,
     },
     shard::{Segment, ValidationUnits},
 };
@@ -636,7 +636,8 @@ impl Sim {
         match body {
             ToWorker::Welcome(_) => {
                 let held = worker.state.as_ref().map(|state| state.label.0);
-                let join = Join { data: facts(), ring_address: format!("{}:1", worker.name), held };
+                let join =
+                    Join { data: facts(), ring_address: format!("{}:1", worker.name), held, at_work: None };
                 self.worker_says(session, Generation(0), FromWorker::Join(join));
             }
             ToWorker::Refused { reason } => {
@@ -688,7 +689,7 @@ impl Sim {
         worker.doing = Doing::Nothing;
         let held = worker.state.as_ref().map(|state| state.label.0).filter(|label| label.lineage.0 > 0);
         let generation = worker.generation;
-        let report = Interrupted { held, reason: reason.into(), suspect: None };
+        let report = Interrupted { held, reason: reason.into(), waited: None };
         self.worker_says(session, generation, FromWorker::Interrupted(report));
     }
 
@@ -846,7 +847,9 @@ impl Sim {
 pub fn heartbeat() -> Progress {
     Progress {
         phase: WorkerPhase::Idle,
-        in_phase_ms: 0,
+        activity: Activity::WaitingForPeers,
+        in_activity_ms: 0,
+        warm: false,
         applied: Step(0),
         epoch: Epoch(0),
         cursor: 0,

@@ -5,8 +5,9 @@ use musher_proto::{
     ids::{Generation, Term, WorkerId},
     job::JobConfig,
     message::{
-        DataFacts, DataWarning, Failed, Fenced, Finish, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL,
-        Progress, ReplicaLabel, Save, SegmentFinished, Synced, ToWorker, Train, Validate, Validated, Welcome,
+        AtWork, DataFacts, DataWarning, Failed, Fenced, Finish, Form, FromWorker, Hello, Interrupted, Join,
+        PROTOCOL, Progress, ReplicaLabel, Save, SegmentFinished, Synced, ToWorker, Train, Validate,
+        Validated, Welcome,
     },
 };
 
@@ -129,12 +130,22 @@ enum Phase {
     },
     Member {
         generation: Generation,
+        /// `None` while there is nothing that it could go on with by itself.
+        work: Option<Work>,
     },
     /// The generation's coordinator was lost. To be joined again once the training thread has left.
     Returning {
         generation: Generation,
     },
     Leaving,
+}
+
+/// The segment that the training thread is at. It goes on with it while no coordinator is there.
+#[derive(Debug)]
+struct Work {
+    train: Train,
+    /// Kept, as the coordinator that was told may be gone.
+    finished: Option<SegmentFinished>,
 }
 
 /// Who this worker is.
@@ -186,7 +197,7 @@ impl Session {
             Input::DataOpened { facts, ring_address } => {
                 self.entry = Some((facts, ring_address));
                 self.phase = Phase::Idle { held: None };
-                self.join(None)
+                self.join(None, None)
             }
             Input::DataFailed { reason } => {
                 let failed = FromWorker::Failed(Failed { reason: reason.clone(), any_worker: false });
@@ -205,7 +216,7 @@ impl Session {
             },
             Input::HeartbeatDue(progress) => {
                 let generation = match self.phase {
-                    Phase::Member { generation } => generation,
+                    Phase::Member { generation, .. } => generation,
                     Phase::Opening | Phase::Idle { .. } | Phase::Returning { .. } | Phase::Leaving => {
                         Generation(0)
                     }
@@ -239,14 +250,19 @@ impl Session {
                 }),
             };
         };
-        if (&first.run, &first.job_json) != (&welcome.run, &welcome.job_json) {
-            let reason =
-                "the coordinator came back with another job, for which this worker must be started again";
+        if (&first.run_id, &first.job_json) != (&welcome.run_id, &welcome.job_json) {
+            let reason = "the coordinator came back with another run or job, for which this worker must be started again";
             return self.leave(Exit::Failed { reason: reason.into() });
         }
-        match self.phase {
-            Phase::Idle { held } => self.join(held),
-            Phase::Member { generation } => {
+        match &self.phase {
+            &Phase::Idle { held } => self.join(held, None),
+            &Phase::Member { generation, work: Some(Work { train, finished }) } => {
+                let mut outputs = self.join(None, Some(AtWork { generation, train }));
+                let again = finished.map(|report| self.say(generation, FromWorker::SegmentFinished(report)));
+                outputs.extend(again.into_iter().flatten());
+                outputs
+            }
+            &Phase::Member { generation, work: None } => {
                 self.phase = Phase::Returning { generation };
                 vec![Output::AbortExchange, Output::Command { generation, command: Command::Leave }]
             }
@@ -254,9 +270,9 @@ impl Session {
         }
     }
 
-    fn join(&self, held: Option<ReplicaLabel>) -> Vec<Output> {
+    fn join(&self, held: Option<ReplicaLabel>, at_work: Option<AtWork>) -> Vec<Output> {
         let Some((data, ring_address)) = self.entry.clone() else { return Vec::new() };
-        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, held }))
+        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, held, at_work }))
     }
 
     fn received(&mut self, Fenced { term, generation, body }: Fenced<ToWorker>) -> Vec<Output> {
@@ -269,7 +285,7 @@ impl Session {
             return Vec::new(); // from a coordinator that another has replaced
         }
         self.term = term;
-        match (body, &self.phase) {
+        match (body, &mut self.phase) {
             (ToWorker::Refused { reason }, _) => {
                 self.leave(Exit::Failed { reason: format!("the coordinator refused this worker: {reason}") })
             }
@@ -284,16 +300,23 @@ impl Session {
             }
             (ToWorker::Welcome(welcome), _) if self.link == Link::Greeting => self.welcomed(welcome),
             (ToWorker::Form(form), Phase::Idle { .. }) => self.form(generation, form),
-            (ToWorker::Form(form), &Phase::Member { generation: current }) if generation > current => {
+            (ToWorker::Form(form), Phase::Member { generation: current, .. }) if generation > *current => {
                 self.form(generation, form)
             }
-            (body, &Phase::Member { generation: current }) if generation == current => {
+            (body, Phase::Member { generation: current, work }) if generation == *current => {
                 let command = match body {
-                    ToWorker::Train(train) => Command::Train(train),
+                    ToWorker::Train(train) => {
+                        *work = Some(Work { train, finished: None });
+                        Command::Train(train)
+                    }
                     ToWorker::Pause => Command::Pause,
-                    ToWorker::Validate(validate) => Command::Validate(validate),
+                    ToWorker::Validate(validate) => {
+                        *work = None;
+                        Command::Validate(validate)
+                    }
                     ToWorker::Save(save) => Command::Save { term, save },
                     ToWorker::Abort { .. } => {
+                        *work = None;
                         return vec![
                             Output::AbortExchange,
                             Output::Command { generation, command: Command::Leave },
@@ -314,13 +337,13 @@ impl Session {
     }
 
     fn form(&mut self, generation: Generation, form: Form) -> Vec<Output> {
-        self.phase = Phase::Member { generation };
+        self.phase = Phase::Member { generation, work: None };
         // A former generation's exchange has nobody left to talk to.
         vec![Output::AbortExchange, Output::Command { generation, command: Command::Form(Box::new(form)) }]
     }
 
     fn reported(&mut self, about: Generation, report: Report) -> Vec<Output> {
-        let body = match (report, &self.phase) {
+        let body = match (report, &mut self.phase) {
             (Report::Failed(failed), _) => {
                 let reason = failed.reason.clone();
                 let mut outputs = self.say(Generation(0), FromWorker::Failed(failed));
@@ -331,15 +354,22 @@ impl Session {
                 if *generation == about =>
             {
                 self.phase = Phase::Idle { held };
-                return self.join(held);
+                return self.join(held, None);
             }
-            (_, Phase::Member { generation }) if *generation != about => return Vec::new(),
+            (_, Phase::Member { generation, .. }) if *generation != about => return Vec::new(),
             (Report::Synced(synced), Phase::Member { .. }) => FromWorker::Synced(synced),
-            (Report::SegmentFinished(finished), Phase::Member { .. }) => {
-                FromWorker::SegmentFinished(finished)
+            (Report::SegmentFinished(report), Phase::Member { work, .. }) => {
+                if let Some(work) = work {
+                    work.finished = Some(report);
+                }
+                FromWorker::SegmentFinished(report)
             }
             (Report::Validated(validated), Phase::Member { .. }) => FromWorker::Validated(validated),
-            (Report::Left(interrupted), Phase::Member { .. }) => FromWorker::Interrupted(interrupted),
+            (Report::Left(interrupted), Phase::Member { .. }) => {
+                // It is said now, or in the Join with which a lost coordinator's successor is met.
+                self.phase = Phase::Idle { held: interrupted.held };
+                FromWorker::Interrupted(interrupted)
+            }
             // What is dropped, the team that is formed next does again.
             _ => return Vec::new(),
         };
@@ -368,7 +398,7 @@ impl Session {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use musher_proto::{
-        ids::{Epoch, Rank},
+        ids::{Epoch, Rank, Step},
         message::{Member, Start},
     };
 
@@ -382,9 +412,13 @@ mod tests {
         Input::Received(Fenced { term: Term(term), generation: Generation(generation), body })
     }
 
-    fn welcome() -> ToWorker {
+    fn first_welcome() -> Welcome {
         let job_json = serde_json::to_string(&JobConfig::default()).unwrap();
-        ToWorker::Welcome(Welcome { session: musher_proto::ids::Session(1), run: "pets".into(), job_json })
+        Welcome { session: musher_proto::ids::Session(1), run: "pets".into(), run_id: "1".into(), job_json }
+    }
+
+    fn welcome() -> ToWorker {
+        ToWorker::Welcome(first_welcome())
     }
 
     fn form() -> ToWorker {
@@ -447,7 +481,7 @@ mod tests {
         let mut session = joined();
         session.handle(received(3, 5, form()));
         session.handle(received(3, 6, form()));
-        let left = || Report::Left(Interrupted { held: None, reason: String::new(), suspect: None });
+        let left = || Report::Left(Interrupted { held: None, reason: String::new(), waited: None });
         assert!(session.handle(Input::Reported { generation: Generation(5), report: left() }).is_empty());
         assert_eq!(session.handle(Input::Reported { generation: Generation(6), report: left() }).len(), 1);
     }
@@ -496,16 +530,11 @@ mod tests {
     }
 
     fn held() -> ReplicaLabel {
-        ReplicaLabel {
-            lineage: Generation(5),
-            applied: musher_proto::ids::Step(7),
-            epoch: Epoch(1),
-            cursor: 4,
-        }
+        ReplicaLabel { lineage: Generation(5), applied: Step(7), epoch: Epoch(1), cursor: 4 }
     }
 
     fn left() -> Input {
-        let report = Report::Left(Interrupted { held: Some(held()), reason: String::new(), suspect: None });
+        let report = Report::Left(Interrupted { held: Some(held()), reason: String::new(), waited: None });
         Input::Reported { generation: Generation(5), report }
     }
 
@@ -552,6 +581,59 @@ mod tests {
     }
 
     #[test]
+    fn one_that_trains_goes_on_and_says_so_and_repeats_what_nobody_may_have_heard() {
+        let train = Train { epoch: Epoch(1), cursor: 0, end: 4 };
+        let finished = SegmentFinished {
+            held: held(),
+            paused: false,
+            totals: musher_proto::message::EpochTotals::default(),
+            state_digest: 1,
+        };
+        for done in [false, true] {
+            let mut session = joined();
+            session.handle(received(3, 5, form()));
+            session.handle(received(3, 5, ToWorker::Train(train)));
+            session.handle(lost());
+            if done {
+                let report = Report::SegmentFinished(finished);
+                assert!(session.handle(Input::Reported { generation: Generation(5), report }).is_empty());
+            }
+            session.handle(Input::Connected);
+            let outputs = session.handle(received(4, 0, welcome()));
+            let said: Vec<_> = outputs
+                .iter()
+                .map(|output| match output {
+                    Output::Send(Fenced { term: Term(4), generation, body }) => (generation.0, body),
+                    other => panic!("it goes on, but {other:?}"),
+                })
+                .collect();
+            let FromWorker::Join(join) = said[0].1 else { panic!("{said:?}") };
+            assert_eq!((join.held, join.at_work), (None, Some(AtWork { generation: Generation(5), train })));
+            let again = FromWorker::SegmentFinished(finished);
+            assert_eq!(said[1..], if done { vec![(5, &again)] } else { vec![] });
+            // The coordinator decides whether the generation goes on.
+            let outputs =
+                session.handle(received(4, 5, ToWorker::Abort { reason: "others are gone".into() }));
+            assert_eq!(outputs[0], Output::AbortExchange);
+            let outputs = session.handle(left());
+            assert!(
+                matches!(&outputs[..], [Output::Send(Fenced { generation: Generation(5), body: FromWorker::Interrupted(i), .. })] if i.held == Some(held()))
+            );
+        }
+    }
+
+    #[test]
+    fn one_whose_generation_broke_while_nobody_listened_joins_with_what_it_holds() {
+        let mut session = joined();
+        session.handle(received(3, 5, form()));
+        session.handle(received(3, 5, ToWorker::Train(Train { epoch: Epoch(1), cursor: 0, end: 4 })));
+        session.handle(lost());
+        assert!(session.handle(left()).is_empty());
+        session.handle(Input::Connected);
+        assert_eq!(rejoined(&session.handle(received(4, 0, welcome()))), Some((4, Some(held()))));
+    }
+
+    #[test]
     fn one_that_left_while_the_link_was_down_joins_at_once_and_may_lose_the_link_again() {
         let mut session = joined();
         session.handle(received(3, 5, form()));
@@ -574,10 +656,9 @@ mod tests {
 
     #[test]
     fn a_coordinator_of_a_lower_term_or_another_job_gets_nothing() {
-        let other =
-            Welcome { session: musher_proto::ids::Session(1), run: "pets".into(), job_json: "{}".into() };
+        let other = Welcome { run_id: "2".into(), ..first_welcome() };
         for (answer, word) in
-            [(received(2, 0, welcome()), "term 2"), (received(4, 0, ToWorker::Welcome(other)), "another job")]
+            [(received(2, 0, welcome()), "term 2"), (received(4, 0, ToWorker::Welcome(other)), "another run")]
         {
             let mut session = joined();
             session.handle(received(3, 5, form()));
