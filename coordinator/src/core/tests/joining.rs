@@ -85,7 +85,7 @@ fn another_protocol_is_refused() {
     sim.settle();
     let refused = sim.events.iter().find(|event| matches!(event, RunEvent::WorkerRefused { .. }));
     let Some(RunEvent::WorkerRefused { reason, .. }) = refused else { panic!("it is refused") };
-    assert!(reason.contains("protocol 2, the coordinator 1"), "{reason}");
+    assert!(reason.contains(&format!("protocol {}, the coordinator {PROTOCOL}", PROTOCOL + 1)), "{reason}");
     assert!(!sim.workers.contains_key(&session), "its stream was ended");
 }
 
