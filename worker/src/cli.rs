@@ -13,7 +13,10 @@ use musher_session::{Exit, Identity};
 use rustix::process::Pid;
 use tracing_subscriber::EnvFilter;
 
-use crate::{connection, shell};
+use crate::{
+    connection::{self, Keepalive},
+    shell,
+};
 
 /// Trains a replica as a member of a Musher team.
 #[derive(Debug, Parser)]
@@ -96,7 +99,8 @@ impl Join {
         // Few threads: it only carries messages, and the cores belong to training.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let exit = runtime.block_on(async {
-            let channel = connection::connect(&url, Duration::from_secs(self.connect_timeout_s)).await?;
+            let connect_timeout = Duration::from_secs(self.connect_timeout_s);
+            let channel = connection::connect(&url, connect_timeout, Keepalive::default()).await?;
             let ring_address = ring_address(self.advertise.as_deref(), &url)?;
             let options = shell::Options {
                 identity,

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use musher_collective::Meter;
 use musher_proto::message::{Activity, Phase, Progress};
 
 use super::Position;
@@ -15,14 +16,19 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// Step times kept for the median.
 const STEPS: usize = 33;
 
-/// Written by the training thread after each step, read about once a second.
+/// Written by the training thread a few times a step, read about once a second.
 #[derive(Debug)]
 pub struct ProgressBoard(Mutex<Board>);
 
 #[derive(Debug)]
 struct Board {
     phase: Phase,
+    activity: Activity,
+    /// The last sign of progress, what moves within an exchange not counted.
     since: Instant,
+    /// It has completed a step of its generation.
+    warm: bool,
+    exchange: Option<Meter>,
     position: Position,
     loss: f64,
     /// (when, samples applied by then since the phase began)
@@ -34,7 +40,10 @@ impl Default for ProgressBoard {
     fn default() -> Self {
         Self(Mutex::new(Board {
             phase: Phase::Loading,
+            activity: Activity::Working,
             since: Instant::now(),
+            warm: false,
+            exchange: None,
             position: Position::default(),
             loss: f64::NAN,
             rate: VecDeque::new(),
@@ -44,19 +53,44 @@ impl Default for ProgressBoard {
 }
 
 impl ProgressBoard {
+    /// A phase begins, with work.
     pub fn enter(&self, phase: Phase) {
         let mut board = self.lock();
         board.phase = phase;
+        board.activity = Activity::Working;
         board.since = Instant::now();
         board.rate.clear();
         let start = board.since;
         board.rate.push_back((start, 0));
     }
 
+    /// A generation begins: its members connect, and what is slow once is before them.
+    pub fn connects(&self) {
+        self.enter(Phase::Connecting);
+        let mut board = self.lock();
+        board.activity = Activity::WaitingForPeers;
+        board.warm = false;
+        board.exchange = None;
+    }
+
+    /// They are connected. While this rank waits for its peers, what moves there is a sign of progress.
+    pub fn connected(&self, exchange: Meter) {
+        self.lock().exchange = Some(exchange);
+    }
+
+    /// A sign of progress: it turns to this, or to the next piece of it.
+    pub fn mark(&self, activity: Activity) {
+        let mut board = self.lock();
+        board.activity = activity;
+        board.since = Instant::now();
+    }
+
     /// A step is applied: `samples` of the whole team; `compute` is this rank's own part of the time.
     pub fn stepped(&self, position: Position, loss: f64, samples: u64, compute: Duration) {
         let mut board = self.lock();
         let now = Instant::now();
+        board.since = now;
+        board.warm = true;
         board.position = position;
         board.loss = loss;
         let total = board.rate.back().map_or(0, |&(_, total)| total) + samples;
@@ -84,12 +118,17 @@ impl ProgressBoard {
         };
         let mut compute: Vec<_> = board.compute.iter().collect();
         compute.sort_unstable();
+        let moved = board.exchange.as_ref().map(Meter::last_moved);
+        let last_sign = match board.activity {
+            Activity::WaitingForPeers => moved.map_or(board.since, |moved| moved.max(board.since)),
+            Activity::Working | Activity::WaitingForData => board.since,
+        };
         let Position { applied, epoch, cursor, totals, .. } = board.position;
         Progress {
             phase: board.phase,
-            activity: Activity::Working,
-            in_activity_ms: board.since.elapsed().as_millis() as u64,
-            warm: false,
+            activity: board.activity,
+            in_activity_ms: last_sign.elapsed().as_millis() as u64,
+            warm: board.warm,
             applied,
             epoch,
             cursor,

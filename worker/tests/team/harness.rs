@@ -211,7 +211,7 @@ impl Team {
                 rank,
                 addresses: addresses.clone(),
                 secret: Secret([7; 32]),
-                step_timeout: PATIENCE,
+                patience: PATIENCE,
             };
             let aborter = Aborter::new().unwrap();
             let ring = worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap();
