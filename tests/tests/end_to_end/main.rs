@@ -7,6 +7,7 @@ mod checks;
 mod data;
 mod disk_full;
 mod failures;
+mod node;
 mod refusals;
 mod repeatability;
 mod restart;
