@@ -1,6 +1,11 @@
 //! A node's workers under one command.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::fs::symlink},
+    path::Path,
+    process::Command,
+};
 
 use musher_tests::{
     DataSet, Job, Process, Scene,
@@ -8,7 +13,10 @@ use musher_tests::{
     process::until,
     run::{Ended, Run},
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, mknodat},
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::Value;
 
 use crate::checks::each_sample_is_trained_on_once;
@@ -51,6 +59,53 @@ fn a_dead_worker_of_a_node_is_started_again_and_taken_in() {
     assert_eq!(restart.len(), 1, "{}", node.stderr);
     assert_eq!((&restart[0]["attempt"], &restart[0]["of"]), (&1.into(), &5.into()));
     each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+}
+
+/// Its thread can't be woken; the process is given up, by itself, and its place is taken by another.
+#[test]
+fn a_worker_that_is_stuck_is_removed_and_ends_and_is_started_again() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let job = job(&data)
+        .set("train.epochs", 1000)
+        .set("data.cache_mb", 0)
+        .set("cluster.heartbeat_timeout_s", 1.5)
+        .set("cluster.step_timeout_s", 2);
+    let mut run = scene.serve(&job, "stuck", &[]);
+    let node = join(&scene, &run);
+    run.wait_for_nth("epoch_started", 1);
+    let _never_written = swallow_one_reader(&scene, &data.mask(&data.train[0]));
+    let stuck = run.wait_for_nth("worker_left", 1);
+    assert_eq!(
+        (stuck.text("cause"), stuck.text("phase")),
+        ("stuck", "training, waiting for data"),
+        "{stuck:?}"
+    );
+    assert!(stuck.real("waited_s") >= 10.0, "{stuck:?}");
+    run.wait_for_nth("generation_formed", 3);
+    scene.run(&["stop", &run.address()]).expect_code(0);
+    let run = run.wait().expect_code(75);
+    let node = node.wait().expect_code(75);
+    assert_eq!(sizes(&run), [2, 1, 2]);
+    let last_words = "the training thread is stuck: in phase training, waiting for data";
+    assert!(node.stderr.contains(last_words), "{}", node.stderr);
+    assert!(node.stderr.contains("the coordinator removed this worker"), "{}", node.stderr);
+    assert_eq!(node.stderr.matches("a worker died: it is started again").count(), 1, "{}", node.stderr);
+    assert!(!node.stderr.contains("panicked"), "{}", node.stderr);
+}
+
+/// Whoever opens the file next waits for its bytes as long as what is returned is kept.
+fn swallow_one_reader(scene: &Scene, link: &Path) -> OwnedFd {
+    let target = fs::read_link(link).expect("samples are links");
+    let (fifo, again) = (scene.path("fifo"), scene.path("again"));
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("the scene is writable");
+    symlink(target, &again).expect("the scene is writable");
+    fs::rename(&fifo, link).expect("the data set is the test's own");
+    // It can't be opened so before there is a reader.
+    let open = || rustix::fs::open(link, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+    let writer = until(open, || format!("nobody reads {}", link.display()));
+    fs::rename(&again, link).expect("the data set is the test's own");
+    writer
 }
 
 #[test]
