@@ -13,14 +13,16 @@ use musher_proto::{ids::Rank, message::Waited};
 const NAMED: u32 = 2;
 const NAMES: u32 = 1;
 
-/// The rank to put out; `None` without evidence. Of equals the highest goes, but for `spared`.
-pub fn verdict(testimony: &[(Rank, Waited)], spared: Rank) -> Option<Rank> {
+/// The rank to put out; `None` without evidence. Of equals the highest goes, but for `spared`; never `sole`, which
+/// alone holds what must not be lost.
+pub fn verdict(testimony: &[(Rank, Waited)], spared: Rank, sole: Option<Rank>) -> Option<Rank> {
     let fewest = testimony.iter().map(|(_, waited)| waited.received).min()?;
     let mut points: BTreeMap<Rank, u32> = BTreeMap::new();
     for (rank, waited) in testimony.iter().filter(|(_, waited)| waited.received == fewest) {
         *points.entry(*rank).or_default() += NAMES;
         *points.entry(waited.peer).or_default() += NAMED;
     }
+    points.retain(|rank, _| Some(*rank) != sole);
     points.into_iter().max_by_key(|&(rank, points)| (points, rank != spared, rank)).map(|(rank, _)| rank)
 }
 
@@ -39,26 +41,26 @@ mod tests {
     fn a_rank_cut_off_from_both_neighbours_is_put_out() {
         // 2 is cut off: 2 and 3 starve first, 0 and 1 have a chunk or two more.
         let seen = [names(0, 3, 9), names(1, 0, 10), names(2, 1, 8), names(3, 2, 8)];
-        assert_eq!(verdict(&seen, Rank(0)), Some(Rank(2)));
+        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(2)));
     }
 
     #[test]
     fn one_of_the_ends_of_a_cut_link_is_put_out() {
         let seen = [names(0, 3, 9), names(1, 0, 10), names(2, 1, 8), names(3, 2, 9)];
-        assert_eq!(verdict(&seen, Rank(0)), Some(Rank(1)));
+        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
     }
 
     #[test]
     fn a_formation_that_failed_names_the_one_that_nobody_reaches() {
         let seen = [names(0, 1, 0), names(1, 2, 0), names(2, 1, 0)];
-        assert_eq!(verdict(&seen, Rank(0)), Some(Rank(1)));
+        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
     }
 
     #[test]
     fn of_two_the_one_that_is_spared_stays() {
         let seen = [names(0, 1, 5), names(1, 0, 5)];
-        assert_eq!(verdict(&seen, Rank(0)), Some(Rank(1)));
-        assert_eq!(verdict(&seen, Rank(1)), Some(Rank(0)));
-        assert_eq!(verdict(&[], Rank(1)), None);
+        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
+        assert_eq!(verdict(&seen, Rank(1), None), Some(Rank(0)));
+        assert_eq!(verdict(&[], Rank(1), None), None);
     }
 }

@@ -32,6 +32,8 @@ impl Core {
         if !gathering.awaiting.is_empty() || self.awaits_commit() {
             return;
         }
+        self.call_holders_back();
+        let Phase::Gathering(gathering) = &self.phase else { return };
         let due = now >= gathering.until;
         let pooled = gathering.pooled;
         if self.stop_requested {
@@ -57,6 +59,22 @@ impl Core {
                 cluster.start_timeout_s
             );
             self.fail(reason, now, out);
+        }
+    }
+
+    /// Who alone holds the newest state is needed, whatever its links are like.
+    fn call_holders_back(&mut self) {
+        let known = self.newest_held().map(|held| held.applied);
+        let is_newer = |held: ReplicaLabel| Some(held.applied) > known && !self.is_safe(held);
+        let benched = self.peers.iter().filter(|(_, peer)| peer.benched.is_some());
+        let holders: Vec<Session> = benched
+            .filter(|(_, peer)| self.eligible(peer.held()).is_some_and(is_newer))
+            .map(|(&session, _)| session)
+            .collect();
+        for session in holders {
+            if let Some(peer) = self.peers.get_mut(&session) {
+                peer.benched = None;
+            }
         }
     }
 
@@ -159,7 +177,7 @@ impl Core {
     pub(super) fn synced(&mut self, session: Session, synced: Synced, now: Time, out: &mut Vec<Action>) {
         let Phase::Forming { team, donor, anew, synced: replies, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
-        replies.take(rank, synced);
+        replies.take(rank, synced, now);
         let Some(all) = replies.complete() else { return };
         let first = *all[0];
         if let Some(odd) = all
@@ -204,6 +222,11 @@ impl Core {
             | AbortCause::StatesDiffer { .. }
             | AbortCause::ValidationFailed { .. } => true,
         };
+        // A member that was at something else accounts for it, too: it never came.
+        let late = team
+            .members()
+            .filter_map(|(_, session)| self.peers.get(&session))
+            .any(super::hangs::is_elsewhere);
         self.last_trouble = Some(format!("generation {} was aborted: {reason}", team.generation));
         out.push(Action::Emit(RunEvent::GenerationAborted { generation: team.generation, cause }));
         let awaiting: BTreeSet<Session> =
@@ -217,7 +240,7 @@ impl Core {
             // The survivors go on at once; who comes back is taken in between two steps.
             wanted: self.job.cluster.min_workers,
             since: now,
-            inquest: (!accounted_for).then_some(Inquest { team, testimony: Vec::new() }),
+            inquest: (!accounted_for && !late).then_some(Inquest { team, testimony: Vec::new() }),
             ..Gathering::default()
         });
         self.suspects_are_lost(now, out);
@@ -301,8 +324,14 @@ impl Core {
     fn put_out(&mut self, Inquest { team, testimony }: Inquest, now: Time, out: &mut Vec<Action>) {
         let newest = self.newest_held();
         let holds_it = |session: Session| self.peers.get(&session).is_some_and(|p| p.held() == newest);
-        let donor = team.members().find_map(|(rank, session)| holds_it(session).then_some(rank));
-        let Some(rank) = evidence::verdict(&testimony, donor.unwrap_or_default()) else { return };
+        let holders: Vec<Rank> = team
+            .members()
+            .filter(|(_, session)| newest.is_some() && holds_it(*session))
+            .map(|(rank, _)| rank)
+            .collect();
+        let spared = holders.first().copied().unwrap_or_default();
+        let sole = (holders.len() == 1).then_some(spared);
+        let Some(rank) = evidence::verdict(&testimony, spared, sole) else { return };
         let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
         let Some((_, waited)) = witness else { return };
         let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {

@@ -49,11 +49,18 @@ fn waits_for_peers(peer: &Peer) -> bool {
     peer.progress.is_some_and(|p| p.activity == Activity::WaitingForPeers && p.phase != WorkerPhase::Idle)
 }
 
+/// It has not come to the exchange that the others wait in.
+pub(super) fn is_elsewhere(peer: &Peer) -> bool {
+    peer.progress.is_some_and(|p| p.activity != Activity::WaitingForPeers && p.phase != WorkerPhase::Idle)
+}
+
 /// What the coordinator waits for from its members.
 struct Awaited {
     /// Since when.
     ordered: Time,
     members: Vec<Session>,
+    /// When one of them was done with it: a sign that the exchange moves.
+    moved: Time,
     /// They exchange something with each other, and may wait for it.
     exchange: bool,
 }
@@ -91,13 +98,19 @@ impl Core {
     }
 
     fn awaited(&self) -> Option<Awaited> {
-        let of = |ordered, members, exchange| Some(Awaited { ordered, members, exchange });
+        let of = |ordered, members, moved, exchange| Some(Awaited { ordered, members, moved, exchange });
         match &self.phase {
-            Phase::Forming { team, synced, since, .. } => of(*since, synced.missing(team), true),
-            Phase::Training { team, finished, since, .. } => of(*since, finished.missing(team), true),
-            Phase::Validating { team, validated, since, .. } => of(*since, validated.missing(team), false),
+            Phase::Forming { team, synced, since, .. } => {
+                of(*since, synced.missing(team), synced.moved, true)
+            }
+            Phase::Training { team, finished, since, .. } => {
+                of(*since, finished.missing(team), finished.moved, true)
+            }
+            Phase::Validating { team, validated, since, .. } => {
+                of(*since, validated.missing(team), validated.moved, false)
+            }
             Phase::Gathering(gathering) => {
-                of(gathering.since, gathering.awaiting.iter().copied().collect(), false)
+                of(gathering.since, gathering.awaiting.iter().copied().collect(), Time::ZERO, false)
             }
             Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => None,
         }
@@ -128,7 +141,7 @@ impl Core {
             return None;
         }
         let last = peers.iter().max_by_key(|peer| since(peer, awaited.ordered))?;
-        let began = since(last, awaited.ordered);
+        let began = since(last, awaited.ordered).max(awaited.moved);
         let wait = Wait::of(last.progress.as_ref(), now.saturating_sub(began));
         Some((began + seconds(self.job.cluster.step_timeout_s), wait))
     }

@@ -48,8 +48,16 @@ impl Core {
     fn is_needed(&self, session: Session) -> bool {
         let held = self.peers.get(&session).and_then(|peer| peer.held());
         let newest = held.filter(|_| held == self.newest_held());
+        // What could not be saved is handed on where there is a team to take it.
+        let durable = |held| {
+            self.is_safe(held) && !(self.is_unsavable(held) && self.staying() >= self.job.cluster.min_workers)
+        };
         let elsewhere = |held| {
-            self.is_safe(held) || self.peers.values().any(|peer| !peer.leaving && peer.held() == Some(held))
+            durable(held)
+                || self
+                    .peers
+                    .values()
+                    .any(|peer| peer.is_ready() && !peer.leaving && peer.held() == Some(held))
         };
         let is_member = self.team().is_some_and(|team| team.rank_of(session).is_some());
         let awaited =

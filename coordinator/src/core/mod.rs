@@ -290,7 +290,7 @@ impl Core {
             return self.refuse(session, &hello, reason, out);
         }
         self.give_way(&hello, now, out);
-        let others = self.peers.values().filter(|peer| *peer.worker() != hello.worker).count();
+        let others = self.peers.values().filter(|p| *p.worker() != hello.worker && p.join.is_some()).count();
         if others as u32 >= self.job.cluster.max_workers {
             let reason = format!(
                 "the team has cluster.max_workers = {} members already",

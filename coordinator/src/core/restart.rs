@@ -156,6 +156,11 @@ impl Core {
         if self.wants_pause() {
             self.send_team(&ToWorker::Pause, out);
         }
+        for (session, _) in back {
+            if let Some(report) = self.peers.get_mut(session).and_then(|peer| peer.finished.take()) {
+                self.segment_finished(*session, report, now, out);
+            }
+        }
         true
     }
 
@@ -172,7 +177,7 @@ impl Core {
             }
         }
         for (session, work) in working {
-            self.turn_away(session, work, out);
+            self.turn_away(session, work, now, out);
         }
     }
 }

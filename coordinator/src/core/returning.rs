@@ -118,18 +118,19 @@ impl Core {
             let detail = "its connection broke, and it came back to another order".into();
             self.peer_lost(former, Departure::Disconnected { detail }, now, out);
         }
-        self.turn_away(session, work, out);
+        self.turn_away(session, work, now, out);
     }
 
     /// The generation that it comes back with can't go on: it is to leave it, and say what it holds.
-    pub(super) fn turn_away(&mut self, session: Session, work: AtWork, out: &mut Vec<Action>) {
+    pub(super) fn turn_away(&mut self, session: Session, work: AtWork, now: Time, out: &mut Vec<Action>) {
         let reason = format!("generation {} went on without this worker, or is over", work.generation);
         let message =
             Fenced { term: self.fences.term, generation: work.generation, body: ToWorker::Abort { reason } };
         out.push(Action::Send { session, message });
         if let Phase::Gathering(gathering) = &mut self.phase
-            && work.generation == self.fences.generation
+            && work.generation >= self.fences.lineage
         {
+            gathering.since = now;
             gathering.awaiting.insert(session); // it may hold a step that no other does
         }
     }

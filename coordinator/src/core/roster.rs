@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use musher_proto::{
     ids::{Generation, Rank, Session, WorkerId},
-    message::{AtWork, Hello, Join, Progress, ReplicaLabel},
+    message::{AtWork, Hello, Join, Progress, ReplicaLabel, SegmentFinished},
 };
 
 use super::{effects::Time, slowness::Slowness};
@@ -25,6 +25,8 @@ pub struct Peer {
     pub leaving: bool,
     /// A member whose stream has ended, and that may be back in a moment.
     pub suspect: Option<Suspect>,
+    /// The end of its segment, told while the rest of its team was still awaited.
+    pub finished: Option<SegmentFinished>,
     /// It was put out, and is not taken in again before then.
     pub benched: Option<Time>,
     /// How often in a row its steps were slow.
@@ -48,6 +50,7 @@ impl Peer {
             heard: now,
             leaving: false,
             suspect: None,
+            finished: None,
             benched: None,
             slow: Slowness::default(),
         }
@@ -116,16 +119,19 @@ impl Team {
 pub struct Replies<T> {
     by_rank: BTreeMap<Rank, T>,
     world: u32,
+    /// When the last came.
+    pub moved: Time,
 }
 
 impl<T> Replies<T> {
     pub fn expected_from(team: &Team) -> Self {
-        Self { by_rank: BTreeMap::new(), world: team.world() }
+        Self { by_rank: BTreeMap::new(), world: team.world(), moved: Time::ZERO }
     }
 
     /// Takes a reply; a repeated one changes nothing.
-    pub fn take(&mut self, rank: Rank, reply: T) {
+    pub fn take(&mut self, rank: Rank, reply: T, now: Time) {
         self.by_rank.entry(rank).or_insert(reply);
+        self.moved = now;
     }
 
     /// Whose reply is still awaited.

@@ -11,7 +11,7 @@ use musher_proto::{
 };
 
 use super::{
-    Core, Durable, Phase, SaveRequest, StoppingPoint,
+    Core, Durable, Gathering, Phase, SaveRequest, StoppingPoint,
     checkpointing::OpenCheckpoint,
     early_stopping::Verdict,
     effects::{Action, Commit, Position, ProgressReport, RunEvent, RunProgress, SavedBest, Status, Time},
@@ -173,6 +173,11 @@ impl Core {
         now: Time,
         out: &mut Vec<Action>,
     ) {
+        if let Phase::Gathering(Gathering { listening: Some(_), .. }) = &self.phase
+            && let Some(peer) = self.peers.get_mut(&session)
+        {
+            peer.finished = Some(report); // it counts if the generation goes on
+        }
         let Phase::Training { team, train, finished, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         let advanced = (train.cursor + 1..=train.end).contains(&report.held.cursor);
@@ -180,7 +185,7 @@ impl Core {
         if report.held.epoch != train.epoch || !ends_it {
             return; // a repeated report of an earlier segment
         }
-        finished.take(rank, report);
+        finished.take(rank, report, now);
         let Some(all) = finished.complete() else { return };
         let first = *all[0];
         let odd = all.iter().position(|r| (r.held, r.state_digest) != (first.held, first.state_digest));
@@ -241,7 +246,7 @@ impl Core {
         let Some(rank) = team.rank_of(session).filter(|_| report.epoch == stop.finished.held.epoch) else {
             return;
         };
-        validated.take(rank, report);
+        validated.take(rank, report, now);
         let Some(all) = validated.complete() else { return };
         let held = stop.finished.held;
         let same_state = all.iter().all(|v| v.state_digest == stop.finished.state_digest);
@@ -320,7 +325,7 @@ impl Core {
                 join.held = Some(held);
             }
         }
-        self.phase = Phase::Gathering(super::Gathering {
+        self.phase = Phase::Gathering(Gathering {
             until: now,
             since: now,
             wanted: self.job.cluster.min_workers,
@@ -348,6 +353,10 @@ impl Core {
         held.applied == Step(0)
             || self.durable.as_ref().is_some_and(|durable| durable.checkpoint == id)
             || self.unsavable == Some(id)
+    }
+
+    pub(super) fn is_unsavable(&self, held: ReplicaLabel) -> bool {
+        self.unsavable == Some(self.checkpoint_id(held))
     }
 
     /// Takes a checkpoint at the stopping point; training goes on as soon as the replicas are copied.
@@ -469,6 +478,7 @@ impl Core {
         let Some(open) = self.checkpoint.take_if(|open| open.id() == checkpoint) else { return };
         let Commit { checkpoint, position, progress, is_best, .. } = open.commit;
         self.durable = Some(Durable { checkpoint: checkpoint.clone(), progress: progress.clone() });
+        let durable_id = checkpoint.clone();
         out.push(Action::Emit(RunEvent::CheckpointCommitted {
             checkpoint,
             epoch: position.epoch,
@@ -480,7 +490,8 @@ impl Core {
         if is_best {
             self.progress.saved_best = progress.saved_best;
         }
-        let owed = self.owed.take_if(|owed| owed.applied == position.applied);
+        let other = self.owes_another(&durable_id);
+        let owed = self.owed.take_if(|owed| !other && owed.applied == position.applied);
         self.persist(out);
         match owed {
             Some(SaveRequest { then: Some(status), .. }) => self.finish(status, now, out),
@@ -499,7 +510,8 @@ impl Core {
             reason: reason.into(),
         }));
         let Phase::Storing { .. } = self.phase else { return };
-        match self.owed.take_if(|owed| owed.applied == position.applied) {
+        let other = self.owes_another(&checkpoint);
+        match self.owed.take_if(|owed| !other && owed.applied == position.applied) {
             Some(SaveRequest { then: Some(_), .. }) => self.fail(
                 format!("the last checkpoint, {checkpoint}, could not be written: {reason}"),
                 now,
@@ -511,6 +523,11 @@ impl Core {
             }
             None => self.storing_done(now, out),
         }
+    }
+
+    /// The same step before its validation is another checkpoint.
+    fn owes_another(&self, checkpoint: &CheckpointId) -> bool {
+        matches!(&self.phase, Phase::Storing { stop, .. } if self.checkpoint_id(stop.finished.held) != *checkpoint)
     }
 
     /// Nothing is on its way any more: takes the checkpoint that waited, or trains on.
