@@ -302,7 +302,9 @@ impl Core {
         let newest = self.newest_held();
         let holds_it = |session: Session| self.peers.get(&session).is_some_and(|p| p.held() == newest);
         let donor = team.members().find_map(|(rank, session)| holds_it(session).then_some(rank));
-        let Some(rank) = evidence::verdict(&testimony, donor.unwrap_or_default()) else { return };
+        let Some(rank) = evidence::verdict(&testimony, team.world(), donor.unwrap_or_default()) else {
+            return;
+        };
         let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
         let Some((_, waited)) = witness else { return };
         let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
