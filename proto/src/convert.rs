@@ -313,15 +313,15 @@ impl From<wire::AtWork> for domain::AtWork {
 
 impl From<domain::Waited> for wire::Waited {
     fn from(m: domain::Waited) -> Self {
-        let domain::Waited { peer, step, phase, ms, received, closed } = m;
-        Self { peer: peer.0, step: step.0, phase, ms, received, closed }
+        let domain::Waited { peer, step, phase, ms, received, sent, closed } = m;
+        Self { peer: peer.0, step: step.0, phase, ms, received, sent, closed }
     }
 }
 
 impl From<wire::Waited> for domain::Waited {
     fn from(m: wire::Waited) -> Self {
-        let wire::Waited { peer, step, phase, ms, received, closed } = m;
-        Self { peer: Rank(peer), step: Step(step), phase, ms, received, closed }
+        let wire::Waited { peer, step, phase, ms, received, sent, closed } = m;
+        Self { peer: Rank(peer), step: Step(step), phase, ms, received, sent, closed }
     }
 }
 
@@ -500,6 +500,7 @@ mod tests {
                     phase: "gradients".into(),
                     ms: 70,
                     received: 1 << 40,
+                    sent: 1 << 41,
                     closed: true,
                 }),
             }),

@@ -237,6 +237,9 @@ pub struct Waited {
     /// Bytes of the generation's exchange that this rank has by now. All ranks are due the same, so those
     /// with the fewest are next to where it is stuck.
     pub received: u64,
+    /// Bytes that it gave to its successor, counted alike. A rank in the exchange takes all that arrives, so
+    /// what one sent and the next has not received got stuck between them.
+    pub sent: u64,
     /// The neighbour ended the connection: it has left, or is gone.
     pub closed: bool,
 }

@@ -247,6 +247,7 @@ impl Worker {
             phase: waited.call.map_or_else(|| "connecting".into(), |call| call.phase.to_string()),
             ms: waited.idle.as_millis() as u64,
             received: waited.received,
+            sent: waited.sent,
             closed: waited.closed,
         })
     }

@@ -1,8 +1,9 @@
 //! Whose links are cut: a verdict from what each rank saw of an exchange in which nothing moved.
 //!
-//! Each rank knows only the neighbour that it waited for. All ranks are due the same bytes, so those that
-//! have the fewest are next to the cut; who is named by most of them is put out. Where that is a draw (one
-//! link, or two ranks), either will do: the ring closes without one of them.
+//! A rank in the exchange takes all that arrives, so a link is cut if its two ends disagree on what it
+//! carried; who has most of them is put out. Where that says nothing (a formation), all ranks are due the
+//! same bytes, so those that have the fewest are next to the cut, and who is named by most of them is put
+//! out. Where it is a draw (one link, or two ranks), either will do: the ring closes without one of them.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +14,44 @@ use musher_proto::{ids::Rank, message::Waited};
 const NAMED: u32 = 2;
 const NAMES: u32 = 1;
 
-/// The rank to put out; `None` without evidence. Of equals the highest goes, but for `spared`; never `sole`, which
-/// alone holds what must not be lost.
-pub fn verdict(testimony: &[(Rank, Waited)], spared: Rank, sole: Option<Rank>) -> Option<Rank> {
-    let fewest = testimony.iter().map(|(_, waited)| waited.received).min()?;
-    let mut points: BTreeMap<Rank, u32> = BTreeMap::new();
+/// The rank to put out; `None` without evidence. Of equals the highest goes, but for the first of `holders`,
+/// who hold the newest state: one that alone does must not be lost, and is never put out.
+pub fn verdict(testimony: &[(Rank, Waited)], world: u32, holders: &[Rank]) -> Option<Rank> {
+    let mut points = ends_of_cut_links(testimony, world);
+    if points.is_empty() {
+        points = named_by_the_starved(testimony);
+    }
+    if let [sole] = holders {
+        points.remove(sole);
+    }
+    let spared = holders.first();
+    points
+        .into_iter()
+        .max_by_key(|&(rank, points)| (points, Some(&rank) != spared, rank))
+        .map(|(rank, _)| rank)
+}
+
+fn ends_of_cut_links(testimony: &[(Rank, Waited)], world: u32) -> BTreeMap<Rank, u32> {
+    let seen: BTreeMap<Rank, &Waited> = testimony.iter().map(|(rank, waited)| (*rank, waited)).collect();
+    let mut points = BTreeMap::new();
+    for (&rank, waited) in &seen {
+        let before = Rank((rank.0 + world - 1) % world);
+        if seen.get(&before).is_some_and(|before| before.sent > waited.received) {
+            *points.entry(before).or_default() += 1;
+            *points.entry(rank).or_default() += 1;
+        }
+    }
+    points
+}
+
+fn named_by_the_starved(testimony: &[(Rank, Waited)]) -> BTreeMap<Rank, u32> {
+    let mut points = BTreeMap::new();
+    let Some(fewest) = testimony.iter().map(|(_, waited)| waited.received).min() else { return points };
     for (rank, waited) in testimony.iter().filter(|(_, waited)| waited.received == fewest) {
         *points.entry(*rank).or_default() += NAMES;
         *points.entry(waited.peer).or_default() += NAMED;
     }
-    points.retain(|rank, _| Some(*rank) != sole);
-    points.into_iter().max_by_key(|&(rank, points)| (points, rank != spared, rank)).map(|(rank, _)| rank)
+    points
 }
 
 #[cfg(test)]
@@ -32,35 +60,72 @@ mod tests {
 
     use super::*;
 
+    /// Two, of whom this is the first.
+    fn holders(first: u32) -> [Rank; 2] {
+        [Rank(first), Rank(9)]
+    }
+
     fn names(rank: u32, peer: u32, received: u64) -> (Rank, Waited) {
         let phase = "gradients".into();
-        (Rank(rank), Waited { peer: Rank(peer), step: Step(1), phase, ms: 1, received, closed: false })
+        (
+            Rank(rank),
+            Waited { peer: Rank(peer), step: Step(1), phase, ms: 1, received, sent: 0, closed: false },
+        )
+    }
+
+    /// Rank, what it received, what it sent.
+    fn carried(rank: u32, received: u64, sent: u64) -> (Rank, Waited) {
+        let (_, waited) = names(rank, (rank + 3) % 4, received);
+        (Rank(rank), Waited { sent, ..waited })
+    }
+
+    /// As real ranks said it: of the two behind the cuts, either may have received more.
+    #[test]
+    fn what_was_sent_and_not_received_tells_where_the_cut_is() {
+        for of_2 in [19, 27] {
+            let seen =
+                [carried(0, 33, 43), carried(1, 43, 47), carried(2, of_2, of_2 + 10), carried(3, 23, 33)];
+            assert_eq!(verdict(&seen, 4, &holders(0)), Some(Rank(2)), "cut off from both");
+            let seen = [
+                carried(0, 33, 43),
+                carried(1, 43, 47),
+                carried(2, of_2, of_2 + 1),
+                carried(3, of_2 + 1, 33),
+            ];
+            assert_eq!(verdict(&seen, 4, &holders(1)), Some(Rank(2)), "one link, and rank 1 is spared");
+        }
     }
 
     #[test]
     fn a_rank_cut_off_from_both_neighbours_is_put_out() {
         // 2 is cut off: 2 and 3 starve first, 0 and 1 have a chunk or two more.
         let seen = [names(0, 3, 9), names(1, 0, 10), names(2, 1, 8), names(3, 2, 8)];
-        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(2)));
+        assert_eq!(verdict(&seen, 4, &holders(0)), Some(Rank(2)));
     }
 
     #[test]
     fn one_of_the_ends_of_a_cut_link_is_put_out() {
         let seen = [names(0, 3, 9), names(1, 0, 10), names(2, 1, 8), names(3, 2, 9)];
-        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
+        assert_eq!(verdict(&seen, 4, &holders(0)), Some(Rank(1)));
     }
 
     #[test]
     fn a_formation_that_failed_names_the_one_that_nobody_reaches() {
         let seen = [names(0, 1, 0), names(1, 2, 0), names(2, 1, 0)];
-        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
+        assert_eq!(verdict(&seen, 3, &holders(0)), Some(Rank(1)));
     }
 
     #[test]
     fn of_two_the_one_that_is_spared_stays() {
         let seen = [names(0, 1, 5), names(1, 0, 5)];
-        assert_eq!(verdict(&seen, Rank(0), None), Some(Rank(1)));
-        assert_eq!(verdict(&seen, Rank(1), None), Some(Rank(0)));
-        assert_eq!(verdict(&[], Rank(1), None), None);
+        assert_eq!(verdict(&seen, 2, &holders(0)), Some(Rank(1)));
+        assert_eq!(verdict(&seen, 2, &holders(1)), Some(Rank(0)));
+        assert_eq!(verdict(&[], 4, &holders(1)), None);
+    }
+
+    #[test]
+    fn who_alone_holds_the_newest_state_stays_whatever_speaks_against_it() {
+        let seen = [names(0, 1, 0), names(1, 2, 0), names(2, 1, 0)];
+        assert_eq!(verdict(&seen, 3, &[Rank(1)]), Some(Rank(2)));
     }
 }

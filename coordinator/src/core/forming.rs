@@ -329,9 +329,7 @@ impl Core {
             .filter(|(_, session)| newest.is_some() && holds_it(*session))
             .map(|(rank, _)| rank)
             .collect();
-        let spared = holders.first().copied().unwrap_or_default();
-        let sole = (holders.len() == 1).then_some(spared);
-        let Some(rank) = evidence::verdict(&testimony, spared, sole) else { return };
+        let Some(rank) = evidence::verdict(&testimony, team.world(), &holders) else { return };
         let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
         let Some((_, waited)) = witness else { return };
         let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
