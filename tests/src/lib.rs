@@ -9,6 +9,7 @@ pub mod job;
 pub mod process;
 pub mod run;
 pub mod scene;
+pub mod sim;
 
 pub use data::DataSet;
 pub use job::Job;

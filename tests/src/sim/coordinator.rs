@@ -44,6 +44,8 @@ pub struct Life {
     open: BTreeMap<CheckpointId, Open>,
     follow_ups: VecDeque<Event>,
     timer: u64,
+    /// On their way, on threads of their own.
+    pub commits: u32,
     /// How often its timer fired since time went on.
     spins: u32,
 }
@@ -118,6 +120,7 @@ impl World {
             open: BTreeMap::new(),
             follow_ups: VecDeque::new(),
             timer: 0,
+            commits: 0,
             spins: 0,
         });
         self.perform_all(actions);
@@ -129,20 +132,15 @@ impl World {
         self.coordinator.dies_after = None;
         self.coverage.count("coordinator crashes");
         self.note(|_| format!("the coordinator dies, back after {back_after:?}"));
+        let mut open = Vec::new();
         for (&id, connection) in &mut self.connections {
             if connection.life == life.id && connection.at_coordinator {
                 if lose_in_flight {
                     connection.to_worker.items.clear();
                 }
-                let _ = id;
+                open.push(id);
             }
         }
-        let open: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.life == life.id && connection.at_coordinator)
-            .map(|(&id, _)| id)
-            .collect();
         for connection in open {
             self.hang_up(connection, Side::Coordinator);
         }
@@ -205,15 +203,17 @@ impl World {
                 self.tell(Event::SessionOpened { session, hello });
             }
             Item::FromWorker(message) => {
-                let Some(session) = open.session else { return };
-                self.message_arrives(session, open.worker, &message);
+                let (Some(session), worker) = (open.session, open.worker) else { return };
+                self.message_arrives(session, worker, message);
             }
             Item::ToWorker(_) => {}
             Item::End => {
                 let session = open.session;
-                self.hang_up(connection, Side::Coordinator);
-                if let (Some(session), Some(life)) = (session, &mut self.coordinator.life) {
+                if let Some(session) = session {
                     life.sessions.remove(&session);
+                }
+                self.hang_up(connection, Side::Coordinator);
+                if let Some(session) = session {
                     let reason = "its connection broke".into();
                     self.tell(Event::SessionClosed { session, reason });
                 }
@@ -221,9 +221,9 @@ impl World {
         }
     }
 
-    fn message_arrives(&mut self, session: Session, worker: usize, message: &Fenced<FromWorker>) {
-        self.before_message(session, worker, message);
-        self.tell(Event::MessageReceived { session, message: message.clone() });
+    fn message_arrives(&mut self, session: Session, worker: usize, message: Fenced<FromWorker>) {
+        self.before_message(session, worker, &message);
+        self.tell(Event::MessageReceived { session, message });
     }
 
     /// The core hears of something, now or when the process goes on.
@@ -372,6 +372,7 @@ impl World {
             let (checkpoint, reason) = (commit.checkpoint, "it is not open".into());
             return life.follow_ups.push_back(Event::CheckpointFailed { checkpoint, reason });
         };
+        life.commits += 1;
         let life = life.id;
         let key = [0xC0, life, commit.position.applied.0, commit.position.lineage.0];
         let takes = ms(1) + self.dice.delay(&key, ms(self.scenario.knobs.upload_ms));
@@ -386,6 +387,9 @@ impl World {
                 return self.agenda.set(self.now + ms(200), happening);
             }
             Some(_) => {}
+        }
+        if let Some(life) = &mut self.coordinator.life {
+            life.commits -= 1;
         }
         let checkpoint = commit.checkpoint.clone();
         let event = match self.store.commit(&commit, &parts) {

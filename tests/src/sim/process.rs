@@ -33,8 +33,12 @@ pub struct Worker {
     /// What its data set is; a stranger's differs.
     pub genuine: bool,
     failures: u32,
+    /// Once it was let go.
+    pub comes_back_after: Option<Time>,
     /// Its training thread hangs, outside the exchange.
     pub hangs_until: Time,
+    /// The last SIGCONT.
+    pub resumed_at: Time,
     /// 0: as fast as the others.
     pub slowness: f64,
 }
@@ -84,7 +88,9 @@ impl Worker {
             retired: false,
             genuine,
             failures: 0,
+            comes_back_after: None,
             hangs_until: Time::ZERO,
+            resumed_at: Time::ZERO,
             slowness: 0.0,
         }
     }
@@ -330,6 +336,10 @@ impl World {
         self.end_process(worker, false);
         let host = &mut self.workers[worker];
         match exit {
+            Exit::Resumable if host.comes_back_after.is_some() => {
+                let back_after = host.comes_back_after.take().unwrap_or_default();
+                self.agenda.set(now + back_after, Happening::WorkerStarts { worker });
+            }
             Exit::Finished | Exit::Resumable => host.retired = true,
             Exit::Failed { .. } if !host.genuine => host.retired = true,
             Exit::Failed { .. } => {
@@ -375,9 +385,10 @@ impl World {
     pub fn continue_process(&mut self, worker: usize) {
         let Some(process) = self.workers[worker].process.as_mut().filter(|process| process.stopped) else { return };
         process.stopped = false;
-        let incarnation = process.incarnation;
+        let (incarnation, pending) = (process.incarnation, std::mem::take(&mut process.pending));
+        self.workers[worker].resumed_at = self.now;
         self.note(|world| format!("{} goes on after SIGCONT", world.workers[worker].name));
-        for input in std::mem::take(&mut process.pending) {
+        for input in pending {
             self.process(worker, incarnation, input);
         }
         self.stalled_calls_go_on();
