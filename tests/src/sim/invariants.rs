@@ -120,7 +120,13 @@ impl World {
             .max();
         let Some((applied, holder)) = best else { return Ok(()) };
         let name = &self.workers[holder].name;
-        holds!(2, form.start == Start::Held, "{name} holds step {applied}, but the team starts from {:?}", form.start);
+        if let Start::Checkpoint(id) = &form.start {
+            // A holder may be let go once what it holds is durable.
+            let saved = self.store.committed.get(id).map(|checkpoint| checkpoint.commit.position.applied);
+            holds!(2, saved >= Some(applied), "{name} holds step {applied}, but the team starts from {id}");
+            return Ok(());
+        }
+        holds!(2, form.start == Start::Held, "{name} holds step {applied}, but the team starts from the seed");
         let donor = form.roster.get(form.donor.0 as usize).and_then(|donor| self.index_of(&donor.worker));
         let Some(donor) = donor.filter(|&donor| self.workers[donor].process.is_some()) else { return Ok(()) };
         let given = self.eligible(donor, fences).map(|label| label.applied);
@@ -399,8 +405,9 @@ impl World {
             None if !self.ledger.committed.is_empty() => {
                 Err(Violation { invariant: 5, what: "there is no checkpoint to resume from".into() })
             }
+            // `state.json` may not have heard of the newest yet.
             _ => self.invariant_5_a_commit_endangers_none_before(
-                state.progress.saved_best.as_ref().map(|best| &best.checkpoint),
+                resumed.and_then(|point| point.progress.saved_best.as_ref()).map(|best| &best.checkpoint),
             ),
         };
         self.check(verdict);
@@ -412,6 +419,13 @@ impl World {
             fences: state.fences,
             returned: BTreeMap::new(),
         });
+    }
+
+    /// By the coordinator's clock, which jumped, its time to listen may be over.
+    pub fn listening_cut_short(&mut self) {
+        if let Some(restart) = &mut self.ledger.restart {
+            restart.listens_until = self.now;
+        }
     }
 
     pub fn before_message(&mut self, session: Session, worker: usize, message: &Fenced<FromWorker>) {
@@ -578,6 +592,10 @@ impl World {
                 self.ledger.benched.insert(worker.clone(), self.now + *benched);
                 Ok(())
             }
+            RunEvent::WorkerLeft { worker, departure, .. } => {
+                self.count_the_innocent(worker, departure.cause());
+                Ok(())
+            }
             RunEvent::RunFinished { outcome } => match outcome.status {
                 Status::Finished(Stopped::EpochLimit) => self.result_is_whole(Epoch(self.job.train.epochs)),
                 Status::Finished(Stopped::Early) => self.result_is_whole(outcome.epochs),
@@ -586,6 +604,17 @@ impl World {
             _ => Ok(()),
         };
         self.check(verdict);
+    }
+
+    fn count_the_innocent(&mut self, worker: &WorkerId, cause: &str) {
+        let Some(worker) = self.index_of(worker) else { return };
+        let host = &self.workers[worker];
+        let innocent = host.runs() && host.hangs_until == Time::ZERO && host.slowness == 0.0;
+        let calm = self.now.saturating_sub(self.calm_since.unwrap_or(self.now)) > ms(500);
+        if innocent && calm && ["stuck", "unresponsive", "silent"].contains(&cause) {
+            self.coverage.count("ACCUSED WITHOUT CAUSE");
+            self.note(|_| "accused without cause".into());
+        }
     }
 
     fn result_is_whole(&self, epochs: Epoch) -> Verdict {

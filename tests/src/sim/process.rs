@@ -6,7 +6,7 @@ use std::{cell::Cell, rc::Rc};
 
 use musher_proto::{
     ids::{Generation, Rank, WorkerId},
-    message::{DataFacts, Fenced, FromWorker, ToWorker},
+    message::{DataFacts, Failed, Fenced, FromWorker, ToWorker},
 };
 use musher_session::{Command, Exit, Identity, Input as SessionInput, Output, Report, Session};
 
@@ -62,6 +62,15 @@ pub struct Process {
     /// When its last report reaches the shell.
     pub reported: Time,
     pub leave_wanted: bool,
+    leaving: Option<Leaving>,
+}
+
+/// The training thread is to break its generation off, and to come to this order.
+#[derive(Debug)]
+struct Leaving {
+    order: u64,
+    /// Until it counts as stuck.
+    heartbeats: u32,
 }
 
 /// What a process may find to do.
@@ -124,6 +133,7 @@ impl World {
             thread: Thread::new(seed, now),
             reported: now,
             leave_wanted: false,
+            leaving: None,
         });
         self.note(|world| format!("{} starts, incarnation {incarnation}", world.workers[worker].name));
         self.later(worker, ms(5), Input::Connect { until: now + FIRST_PATIENCE });
@@ -164,6 +174,12 @@ impl World {
             Input::HeartbeatDue => {
                 let (now, step_ms) = (self.now, self.scenario.knobs.step_ms as f64);
                 let step_ms = step_ms * self.workers[worker].slowness.max(1.0);
+                if self.thread_is_stuck(worker) {
+                    self.coverage.count("processes ended as their thread is stuck");
+                    let reason = "the training thread is stuck".into();
+                    let report = Report::Failed(Failed { reason, any_worker: false });
+                    return self.tell_session(worker, SessionInput::Reported { generation: Generation(0), report });
+                }
                 let Some(process) = &self.workers[worker].process else { return };
                 let progress = process.thread.board.read(&process.thread.replica, step_ms, now);
                 if process.session.is_some() {
@@ -195,6 +211,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// It was to leave its generation long ago.
+    fn thread_is_stuck(&mut self, worker: usize) -> bool {
+        let Some(process) = &mut self.workers[worker].process else { return false };
+        let Some(leaving) = &mut process.leaving else { return false };
+        if process.thread.begun >= leaving.order {
+            process.leaving = None;
+            return false;
+        }
+        leaving.heartbeats = leaving.heartbeats.saturating_sub(1);
+        leaving.heartbeats == 0
     }
 
     pub fn facts(&self, genuine: bool) -> DataFacts {
@@ -325,6 +353,13 @@ impl World {
             Command::Save { term, save } => Order::Save { term, save },
             Command::Leave => Order::Leave,
         };
+        let breaks_off = matches!(order, Order::Form(_) | Order::Leave);
+        let beats = 5.0 * self.bounds.formation.as_secs_f64() / self.heartbeat().as_secs_f64();
+        let Some(process) = &mut self.workers[worker].process else { return };
+        let begun = process.thread.begun;
+        if breaks_off && process.leaving.as_ref().is_none_or(|leaving| begun >= leaving.order) {
+            process.leaving = Some(Leaving { order: process.thread.given + 1, heartbeats: beats as u32 + 2 });
+        }
         self.order(worker, generation, order);
     }
 

@@ -30,6 +30,9 @@ pub struct Thread {
     member: Option<Member>,
     /// Of the timer that counts.
     timer: u64,
+    /// Orders that were given to it, and of these how many it has begun.
+    pub given: u64,
+    pub begun: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +120,8 @@ impl Thread {
             board: Board { phase: Phase::Loading, activity: Activity::Working, since: now, warm: false },
             member: None,
             timer: 0,
+            given: 0,
+            begun: 0,
         }
     }
 
@@ -130,6 +135,7 @@ impl World {
     pub fn order(&mut self, worker: usize, generation: Generation, order: Order) {
         let Some(thread) = self.thread(worker) else { return };
         thread.orders.push_back((generation, order));
+        thread.given += 1;
         self.take_orders(worker);
     }
 
@@ -140,6 +146,7 @@ impl World {
             thread.show(Phase::Idle, Activity::WaitingForPeers, now);
             let Some((generation, order)) = thread.orders.pop_front() else { return };
             thread.task = Some(Task { generation, order, stage: Stage::Working });
+            thread.begun += 1;
             self.go_on(worker, Cue::Begun);
         }
     }
@@ -212,7 +219,7 @@ impl World {
                 let Some(thread) = self.thread(worker) else { return Ok(()) };
                 thread.member = Some(member);
                 thread.board.warm = false;
-                thread.show(Phase::Connecting, Activity::WaitingForPeers, now);
+                thread.show(Phase::Connecting, Activity::Working, now);
                 self.call(worker, Call::Connect, Contribution::default())
             }
             Cue::Called(Call::Connect, _) => {
@@ -228,6 +235,7 @@ impl World {
                         let Some(connection) = connection else {
                             return Err(Broken::Other("the checkpoint could not be downloaded".into()));
                         };
+                        thread.show(Phase::Syncing, Activity::WaitingForData, now);
                         self.set_stage(worker, Stage::Downloading(connection));
                         self.set_timer(worker, ms(100));
                         Ok(())
@@ -291,7 +299,6 @@ impl World {
             }
             Cue::Worked => {
                 let applied = thread.replica.label.applied;
-                thread.show(Phase::Training, Activity::WaitingForPeers, now);
                 let contribution = Contribution { stop: stop.get(), ..Contribution::default() };
                 self.call(worker, Call::Step(applied.0), contribution)
             }
@@ -333,12 +340,10 @@ impl World {
 
     /// Between two steps: the statistics are pooled once.
     fn stand(&mut self, worker: usize, train: Train) -> Result<(), Broken> {
-        let now = self.now;
         let Some(thread) = self.thread(worker) else { return Ok(()) };
         let applied = thread.replica.label.applied.0;
         match thread.replica.unpooled() {
             Some(statistics) => {
-                thread.show(Phase::Training, Activity::WaitingForPeers, now);
                 self.call(worker, Call::Pool(applied), Contribution { statistics, ..Contribution::default() })
             }
             None => {
@@ -471,8 +476,12 @@ impl World {
     }
 
     fn call(&mut self, worker: usize, call: Call, contribution: Contribution) -> Result<(), Broken> {
+        let now = self.now;
         let Member { generation, rank, .. } = self.member(worker)?;
         self.set_stage(worker, Stage::InCall);
+        if let Some(thread) = self.thread(worker) {
+            thread.show(thread.board.phase, Activity::WaitingForPeers, now);
+        }
         self.enter(generation, rank, call, contribution).map_err(Broken::Call)
     }
 

@@ -391,7 +391,7 @@ impl World {
             Fault::StickThread { worker, for_ms } => {
                 let until = for_ms.map_or(Time::MAX, |for_ms| self.now + ms(for_ms));
                 if let Some(worker) = self.workers.get_mut(worker).filter(|worker| worker.process.is_some()) {
-                    worker.hangs_until = until;
+                    worker.hangs_until = until.max(worker.hangs_until);
                 }
             }
             Fault::SlowThread { worker, factor, for_ms } => {
@@ -525,7 +525,11 @@ impl World {
 
     fn stranger(&mut self, stranger: Stranger) {
         match stranger {
-            Stranger::OtherData => return self.newcomer(false),
+            // Whoever comes first says what the run's data is.
+            Stranger::OtherData => {
+                let begun = self.coordinator.disk.as_ref().is_some_and(|disk| disk.dataset_digest.is_some());
+                return if begun { self.newcomer(false) };
+            }
             Stranger::OtherRun(worker) => return self.other_coordinator(worker),
             Stranger::OtherProtocol | Stranger::OlderIncarnation(_) => {}
         }
