@@ -111,11 +111,10 @@ impl World {
     /// A team takes the most advanced state that a worker holds which the coordinator can talk to and that
     /// is of its lineage. Lost may be only what nobody else held: of processes that died, that are cut off,
     /// silent or stuck, and were given up, and of those that were put out because their links are.
-    fn invariant_2_applied_never_falls_behind_a_live_holder(&self, forms: &[(Session, &Form)]) -> Verdict {
-        let Some((_, form)) = forms.first() else { return Ok(()) };
+    fn invariant_2_applied_never_falls_behind_a_live_holder(&self, form: &Form, given_up: &[Session]) -> Verdict {
         let fences = self.coordinator.disk.as_ref().map(|disk| disk.fences).unwrap_or_default();
         let best = (0..self.workers.len())
-            .filter(|&worker| self.is_reachable(worker))
+            .filter(|&worker| self.is_reachable(worker, given_up))
             .filter_map(|worker| Some((self.eligible(worker, fences)?.applied, worker)))
             .max();
         let Some((applied, holder)) = best else { return Ok(()) };
@@ -243,7 +242,12 @@ impl World {
 
     /// Until the new coordinator has listened for long enough, nothing goes on without those of the former
     /// team that live; and what came back in time is not rolled back.
-    fn invariant_6_a_restart_rolls_back_nothing_that_came_back(&self, generation: Generation, applied: Option<u64>) -> Verdict {
+    fn invariant_6_a_restart_rolls_back_nothing_that_came_back(
+        &self,
+        generation: Generation,
+        applied: Option<u64>,
+        given_up: &[Session],
+    ) -> Verdict {
         let Some(restart) = &self.ledger.restart else { return Ok(()) };
         let holds_it = |name: &WorkerId| {
             let worker = self.index_of(name)?;
@@ -257,10 +261,10 @@ impl World {
         }
         let held = restart.returned.iter().filter_map(|(name, held)| {
             let (worker, now_held) = holds_it(name)?;
-            (self.is_reachable(worker) && now_held >= *held).then_some((*held, name))
+            (self.is_reachable(worker, given_up) && now_held >= *held).then_some((*held, name))
         });
-        let Some((held, name)) = held.max() else { return Ok(()) };
-        holds!(6, applied >= Some(held), "{name} came back in time with step {held}, but {applied:?} is gone on from");
+        let (Some((held, name)), Some(applied)) = (held.max(), applied) else { return Ok(()) }; // the donor may be dead
+        holds!(6, applied >= held, "{name} came back in time with step {held}, but step {applied} is gone on from");
         Ok(())
     }
 
@@ -453,6 +457,14 @@ impl World {
             })
             .collect();
         let Some((_, form)) = forms.first() else { return };
+        // Removed just now; one that is let go would still be there to hand on what it holds.
+        let given_up: Vec<Session> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::Send { session, message: Fenced { body: ToWorker::Abort { .. }, .. } } => Some(*session),
+                _ => None,
+            })
+            .collect();
         self.coverage.count("generations begun");
         self.coverage.count(match form.start {
             Start::Held => "starts from a worker's state",
@@ -470,8 +482,8 @@ impl World {
             Start::Held | Start::Seeded => Ok(()),
         };
         let verdict = self
-            .invariant_2_applied_never_falls_behind_a_live_holder(&forms)
-            .and_then(|()| self.invariant_6_a_restart_rolls_back_nothing_that_came_back(self.ledger.newest.next(), donated))
+            .invariant_2_applied_never_falls_behind_a_live_holder(form, &given_up)
+            .and_then(|()| self.invariant_6_a_restart_rolls_back_nothing_that_came_back(self.ledger.newest.next(), donated, &given_up))
             .and_then(|()| visible)
             .and_then(|()| self.invariant_8_members_belong_to_the_run(form));
         self.ledger.start = Some(form.start.clone());
@@ -559,7 +571,7 @@ impl World {
                 let applied = self.workers.iter().filter_map(|worker| worker.process.as_ref());
                 let applied = applied.map(|process| process.thread.replica.label);
                 let applied = applied.filter(|label| label.lineage == *generation).map(|l| l.applied.0).max();
-                let verdict = self.invariant_6_a_restart_rolls_back_nothing_that_came_back(*generation, applied);
+                let verdict = self.invariant_6_a_restart_rolls_back_nothing_that_came_back(*generation, applied, &[]);
                 self.ledger.restart = None;
                 verdict
             }
@@ -670,7 +682,7 @@ impl World {
 
     /// The process lives and runs, the coordinator has heard it join on a stream that is up, and has not
     /// put it out.
-    fn is_reachable(&self, worker: usize) -> bool {
+    fn is_reachable(&self, worker: usize, given_up: &[Session]) -> bool {
         let host = &self.workers[worker];
         let connection = self.connection_of(worker).and_then(|id| self.connections.get(&id));
         let Some(connection) = connection.filter(|_| host.runs()) else { return false };
@@ -679,7 +691,7 @@ impl World {
         };
         let session = connection.session.filter(|session| life.sessions.contains_key(session));
         let benched = self.ledger.benched.get(&host.name).is_some_and(|until| *until + ms(1000) >= self.now);
-        host.genuine && !benched && session.is_some_and(|session| self.ledger.joined.contains(&session))
+        host.genuine && !benched && session.is_some_and(|session| self.ledger.joined.contains(&session) && !given_up.contains(&session))
     }
 
     fn eligible(&self, worker: usize, fences: Fences) -> Option<ReplicaLabel> {

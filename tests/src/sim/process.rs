@@ -383,6 +383,7 @@ impl World {
                 self.agenda.set(now + backoff, Happening::WorkerStarts { worker });
             }
         }
+        self.replace_the_retired();
     }
 
     /// The process is gone, by itself or by a signal. `vanish`: its machine too.

@@ -27,6 +27,8 @@ use super::{
     store::Store,
 };
 
+/// Workers that may come beside the first ones.
+const SPARE: usize = 16;
 const PING: Time = ms(5000);
 const PING_PATIENCE: Time = ms(10_000);
 
@@ -475,7 +477,7 @@ impl World {
 
     /// Pairs with one end in `side`; of all machines that there will ever be.
     fn across(&self, side: &[Node]) -> Vec<(Node, Node)> {
-        let all = (0..self.scenario.knobs.team + 8).map(Node::Worker).chain([Node::Coordinator]);
+        let all = (0..self.scenario.knobs.team + SPARE).map(Node::Worker).chain([Node::Coordinator]);
         let outside: Vec<Node> = all.filter(|node| !side.contains(node)).collect();
         side.iter().flat_map(|&inside| outside.iter().map(move |&outside| (inside, outside))).collect()
     }
@@ -488,7 +490,7 @@ impl World {
 
     fn newcomer(&mut self, genuine: bool) {
         let worker = self.workers.len();
-        if worker < self.scenario.knobs.team + 8 {
+        if worker < self.scenario.knobs.team + SPARE {
             self.workers.push(Worker::new(format!("w{worker}"), genuine));
             self.start_worker(worker);
         }
@@ -513,10 +515,16 @@ impl World {
                 self.agenda.set(self.now + ms(100 * worker as u64), Happening::WorkerStarts { worker });
             }
         }
-        let sound = |worker: &&Worker| worker.genuine && !worker.retired && worker.hangs_until < Time::MAX;
-        let leaves = |worker: &&Worker| worker.process.as_ref().is_some_and(|process| process.leave_wanted);
-        let sound = self.workers.iter().filter(sound).filter(|worker| !leaves(worker)).count();
-        for _ in sound..self.scenario.knobs.min_workers.max(1) as usize {
+        self.replace_the_retired();
+    }
+
+    /// In calm there are as many workers as the job needs.
+    pub fn replace_the_retired(&mut self) {
+        if self.calm_since.is_none() || self.coordinator.outcome.is_some() {
+            return;
+        }
+        let sound = self.workers.iter().filter(|worker| worker.genuine && !worker.retired).count();
+        for _ in sound..self.scenario.knobs.min_workers as usize {
             self.newcomer(true);
         }
     }
