@@ -77,10 +77,6 @@ impl Dice {
         (self.throw(what_for) >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    pub fn chance(self, what_for: &[u64], probability: f64) -> bool {
-        self.share(what_for) < probability
-    }
-
     /// Mostly short, sometimes up to `longest`.
     pub fn delay(self, what_for: &[u64], longest: Duration) -> Duration {
         longest.mul_f64(self.share(what_for).powi(3))

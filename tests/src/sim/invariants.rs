@@ -117,7 +117,7 @@ impl World {
             .filter(|&worker| self.is_reachable(worker, given_up))
             .filter_map(|worker| Some((self.eligible(worker, fences)?.applied, worker)))
             .max();
-        let Some((applied, holder)) = best else { return Ok(()) };
+        let Some((applied, holder)) = best.filter(|(applied, _)| *applied > Step(0)) else { return Ok(()) };
         let name = &self.workers[holder].name;
         if let Start::Checkpoint(id) = &form.start {
             // A holder may be let go once what it holds is durable.
@@ -304,6 +304,16 @@ impl World {
         let waited = self.now.saturating_sub(since.max(calm).max(self.last_step));
         let bound = self.bounds.ring * 2 + ms(60_000);
         holds!(7, resting || waited <= bound, "the core is {phase} in generation {generation} since {waited:?}");
+        Ok(())
+    }
+
+    /// A deadline ends the wait for one that does not do its part, never that of one that waits itself.
+    fn invariant_7_nobody_is_accused_without_cause(&self, worker: &WorkerId, departure: &Departure) -> Verdict {
+        let (Some(wait), Some(calm)) = (departure.wait(), self.calm_since) else { return Ok(()) };
+        let Some(worker) = self.index_of(worker).map(|worker| &self.workers[worker]) else { return Ok(()) };
+        let all_in_calm = calm.max(worker.resumed_at).max(worker.hangs_until).saturating_add(wait.waited) < self.now;
+        let innocent = worker.runs() && all_in_calm;
+        holds!(7, !innocent, "{} did its part and is removed: {departure}", worker.name);
         Ok(())
     }
 
@@ -600,13 +610,11 @@ impl World {
                     false => self.invariant_5_only_a_visible_checkpoint_is_told_of(checkpoint),
                 }
             }
-            RunEvent::WorkerLeft { worker, departure: Departure::Unreachable { benched, .. }, .. } => {
-                self.ledger.benched.insert(worker.clone(), self.now + *benched);
-                Ok(())
-            }
             RunEvent::WorkerLeft { worker, departure, .. } => {
-                self.count_the_innocent(worker, departure.cause());
-                Ok(())
+                if let Departure::Unreachable { benched, .. } = departure {
+                    self.ledger.benched.insert(worker.clone(), self.now + *benched);
+                }
+                self.invariant_7_nobody_is_accused_without_cause(worker, departure)
             }
             RunEvent::RunFinished { outcome } => match outcome.status {
                 Status::Finished(Stopped::EpochLimit) => self.result_is_whole(Epoch(self.job.train.epochs)),
@@ -616,17 +624,6 @@ impl World {
             _ => Ok(()),
         };
         self.check(verdict);
-    }
-
-    fn count_the_innocent(&mut self, worker: &WorkerId, cause: &str) {
-        let Some(worker) = self.index_of(worker) else { return };
-        let host = &self.workers[worker];
-        let innocent = host.runs() && host.hangs_until == Time::ZERO && host.slowness == 0.0;
-        let calm = self.now.saturating_sub(self.calm_since.unwrap_or(self.now)) > ms(500);
-        if innocent && calm && ["stuck", "unresponsive", "silent"].contains(&cause) {
-            self.coverage.count("ACCUSED WITHOUT CAUSE");
-            self.note(|_| "accused without cause".into());
-        }
     }
 
     fn result_is_whole(&self, epochs: Epoch) -> Verdict {

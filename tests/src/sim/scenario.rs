@@ -181,15 +181,15 @@ impl Scenario {
         let knobs = knobs(&mut rng);
         let steps = u64::from(knobs.epochs) * knobs.steps_per_epoch();
         // Most faults fall into the time that the run takes undisturbed; faults make it longer.
-        let window = (2000 + steps * (knobs.step_ms + 60)).min(60_000);
-        let calm_ms = window * rng.random_range(1..=3);
+        let window = (2000 + steps * (knobs.step_ms + 60)).min(150_000);
+        let calm_ms = window * rng.random_range(1..=2);
         let kinds: Vec<(u32, Kind)> = KINDS.into_iter().filter(|_| rng.random_bool(0.5)).collect();
         let total: u32 = kinds.iter().map(|(weight, _)| weight).sum();
         let count = match rng.random_range(0..10) {
             0 => 0,
-            1..=3 => rng.random_range(1..=2),
-            4..=8 => rng.random_range(2..=8),
-            _ => rng.random_range(8..=25),
+            1..=3 => rng.random_range(1..=3),
+            4..=7 => rng.random_range(3..=10),
+            _ => rng.random_range(10..=40),
         };
         let mut faults = Vec::new();
         for _ in 0..if total == 0 { 0 } else { count } {
@@ -230,7 +230,7 @@ fn knobs(rng: &mut ChaCha8Rng) -> Knobs {
         step_timeout_ms: heartbeat_timeout_ms + rng.random_range(1000..=8000),
         coordinator_timeout_ms: heartbeat_timeout_ms + rng.random_range(5000..=90_000),
         linger_ms: *[0, 1000, 5000].choose(rng).unwrap_or(&0),
-        step_ms: *[30, 100, 300, 900].choose(rng).unwrap_or(&100),
+        step_ms: *[30, 200, 600, 1500, 3000].choose(rng).unwrap_or(&100),
         upload_ms: *[20, 300, 2000].choose(rng).unwrap_or(&20),
     }
 }
