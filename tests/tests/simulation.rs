@@ -59,7 +59,11 @@ fn the_invariants_hold_in_thousands_of_simulations() {
     println!("{}", tally.coverage);
     if let Some((seed, violation)) = tally.failed.first() {
         let failure = Failure::shrunk(&Scenario::generate(*seed), violation.clone());
-        panic!("{} of {SEEDS} seeds fail, the first:\n{}", tally.failed.len(), failure.tell(&run::failures()));
+        panic!(
+            "{} of {SEEDS} seeds fail, the first:\n{}",
+            tally.failed.len(),
+            failure.tell(&run::failures())
+        );
     }
     for what in SEEN {
         assert!(tally.coverage.times(what) > 0, "no simulation came through this: {what}");

@@ -75,7 +75,10 @@ fn many(range: std::ops::Range<u64>, keep: usize) -> ExitCode {
         let count = kept.entry(violation.invariant).or_default();
         *count += 1;
         if *count <= keep {
-            println!("{}", Failure::shrunk(&Scenario::generate(*seed), violation.clone()).tell(&run::failures()));
+            println!(
+                "{}",
+                Failure::shrunk(&Scenario::generate(*seed), violation.clone()).tell(&run::failures())
+            );
         }
     }
     for (invariant, count) in &kept {

@@ -234,7 +234,9 @@ impl World {
         if life.stopped {
             return life.pending.push_back(Found::Event(event));
         }
-        if self.trace.is_some() && !matches!(&event, Event::MessageReceived { message, .. } if matches!(message.body, FromWorker::Progress(_))) {
+        if self.trace.is_some()
+            && !matches!(&event, Event::MessageReceived { message, .. } if matches!(message.body, FromWorker::Progress(_)))
+        {
             let text: String = format!("core <- {event:?}").chars().take(330).collect();
             self.note(|_| text);
         }
@@ -263,7 +265,13 @@ impl World {
         let after = without_heard(&life.core);
         let differs = before.bytes().zip(after.bytes()).position(|(a, b)| a != b);
         if let Some(at) = differs {
-            self.note(|_| format!("the core was {:.200}, is {:.200}", &before[at.saturating_sub(60)..], &after[at.saturating_sub(60)..]));
+            self.note(|_| {
+                format!(
+                    "the core was {:.200}, is {:.200}",
+                    &before[at.saturating_sub(60)..],
+                    &after[at.saturating_sub(60)..]
+                )
+            });
         }
         (before == after && actions.is_empty(), actions)
     }
@@ -322,7 +330,9 @@ impl World {
     }
 
     fn perform(&mut self, action: Action) {
-        if self.trace.is_some() && !matches!(action, Action::Emit(musher_coordinator::core::RunEvent::Progress(_))) {
+        if self.trace.is_some()
+            && !matches!(action, Action::Emit(musher_coordinator::core::RunEvent::Progress(_)))
+        {
             let text: String = format!("core -> {action:?}").chars().take(330).collect();
             self.note(|_| text);
         }
@@ -452,7 +462,9 @@ impl World {
             Transfer::Broken => {
                 self.uploads.remove(&id);
                 self.coverage.count("uploads that broke off");
-                return if begun { self.part_failed(connection, header, "the upload broke off") };
+                return if begun {
+                    self.part_failed(connection, header, "the upload broke off")
+                };
             }
             Transfer::Flows => {}
         }
@@ -473,7 +485,8 @@ impl World {
             return self.part_failed(connection, header, "no space left on the device");
         }
         let Some(life) = &mut self.coordinator.life else { return };
-        let Some(open) = life.open.get_mut(&header.checkpoint).filter(|open| open.lineage == header.lineage) else {
+        let Some(open) = life.open.get_mut(&header.checkpoint).filter(|open| open.lineage == header.lineage)
+        else {
             return self.part_failed(connection, header, "the checkpoint is not open");
         };
         open.parts.retain(|(former, _)| slot(former) != slot(&header));
@@ -504,7 +517,9 @@ impl World {
         let Some(connection) = self.connections.get(&id) else { return Transfer::Broken };
         let worker = &self.workers[connection.worker];
         let process = worker.process.as_ref().filter(|process| process.incarnation == connection.incarnation);
-        let (Some(life), Some(process)) = (self.life(connection.life), process) else { return Transfer::Broken };
+        let (Some(life), Some(process)) = (self.life(connection.life), process) else {
+            return Transfer::Broken;
+        };
         if !connection.at_worker || !connection.at_coordinator {
             return Transfer::Broken;
         }

@@ -225,7 +225,12 @@ impl World {
     }
 
     /// The rank's own moment has come, unless its call ended otherwise before.
-    pub fn take_result(&mut self, generation: Generation, rank: Rank, done: u64) -> Option<(Call, CallResult)> {
+    pub fn take_result(
+        &mut self,
+        generation: Generation,
+        rank: Rank,
+        done: u64,
+    ) -> Option<(Call, CallResult)> {
         let seat = self.seat(generation, rank).filter(|seat| seat.done == done)?;
         let Inside { call, result: Some(result), .. } = seat.inside.take()? else { return None };
         seat.done += 1;
@@ -320,7 +325,8 @@ impl World {
             let (rank, by) = (Rank(neighbour as u32), Rank(rank as u32));
             self.agenda.set(now + latency, Happening::PeerClosed { generation, rank, by });
         }
-        if self.exchanges.get(&generation).is_some_and(|exchange| exchange.seats.iter().all(|seat| seat.left)) {
+        if self.exchanges.get(&generation).is_some_and(|exchange| exchange.seats.iter().all(|seat| seat.left))
+        {
             self.exchanges.remove(&generation);
         }
     }

@@ -1,9 +1,15 @@
 //! The nine invariants of the protocol, each a function that says what must hold and, if it does not, what
 //! was seen. They judge by the truth, which no single process knows.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+};
 
-use musher_coordinator::core::{Action, Commit, Fences, ResumePoint, RunEvent, RunState, Status, Stopped, reasons::Departure};
+use musher_coordinator::core::{
+    Action, Commit, Fences, ResumePoint, RunEvent, RunState, Status, Stopped, early_stopping::EarlyStopping,
+    reasons::Departure, scores::Scores,
+};
 use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Session, Step, WorkerId},
     message::{Fenced, Form, FromWorker, PartHeader, PartKind, ReplicaLabel, Start, ToWorker, Train},
@@ -11,7 +17,7 @@ use musher_proto::{
 
 use super::{
     clock::{Time, ms, seconds},
-    replica::Replica,
+    replica::{AppliedStep, Replica},
     world::World,
 };
 
@@ -39,6 +45,8 @@ pub struct Ledger {
     newest: Generation,
     /// The newest one that was told to train.
     trained: Generation,
+    /// What it began with.
+    history: Rc<Vec<AppliedStep>>,
     judged: BTreeMap<Epoch, Step>,
     announced: BTreeMap<Epoch, Step>,
     /// The last epoch that was judged when a checkpoint was taken.
@@ -77,7 +85,12 @@ impl World {
 
     /// Generations grow, only the newest is told to work, and what a generation stands on is on disk before
     /// anybody hears of it.
-    fn invariant_1_one_generation_is_live(&self, session: Session, message: &Fenced<ToWorker>, forming: bool) -> Verdict {
+    fn invariant_1_one_generation_is_live(
+        &self,
+        session: Session,
+        message: &Fenced<ToWorker>,
+        forming: bool,
+    ) -> Verdict {
         let Fenced { term, generation, body } = message;
         let newest = self.ledger.newest;
         let disk = self.coordinator.disk.as_ref().map(|disk| disk.fences).unwrap_or_default();
@@ -86,14 +99,27 @@ impl World {
             ToWorker::Form(_) => {
                 let grows = *generation > newest || forming && *generation == newest;
                 holds!(1, grows, "generation {generation} is formed after {newest}");
-                holds!(1, *generation == disk.generation, "{generation} is formed, on disk is {}", disk.generation);
+                holds!(
+                    1,
+                    *generation == disk.generation,
+                    "{generation} is formed, on disk is {}",
+                    disk.generation
+                );
             }
             ToWorker::Train(_) | ToWorker::Validate(_) | ToWorker::Save(_) | ToWorker::Pause => {
-                holds!(1, *generation == newest, "generation {generation} is told to work, but {newest} was formed");
+                holds!(
+                    1,
+                    *generation == newest,
+                    "generation {generation} is told to work, but {newest} was formed"
+                );
                 holds!(1, *generation == disk.lineage, "{generation} works, on disk {} trains", disk.lineage);
             }
             ToWorker::Abort { .. } => {
-                holds!(1, *generation <= newest, "generation {generation} is aborted, {newest} is the newest");
+                holds!(
+                    1,
+                    *generation <= newest,
+                    "generation {generation} is aborted, {newest} is the newest"
+                );
             }
             ToWorker::Welcome(_) | ToWorker::Refused { .. } | ToWorker::Finish(_) => {}
         }
@@ -111,7 +137,11 @@ impl World {
     /// A team takes the most advanced state that a worker holds which the coordinator can talk to and that
     /// is of its lineage. Lost may be only what nobody else held: of processes that died, that are cut off,
     /// silent or stuck, and were given up, and of those that were put out because their links are.
-    fn invariant_2_applied_never_falls_behind_a_live_holder(&self, form: &Form, given_up: &[Session]) -> Verdict {
+    fn invariant_2_applied_never_falls_behind_a_live_holder(
+        &self,
+        form: &Form,
+        given_up: &[Session],
+    ) -> Verdict {
         let fences = self.coordinator.disk.as_ref().map(|disk| disk.fences).unwrap_or_default();
         let best = (0..self.workers.len())
             .filter(|&worker| self.is_reachable(worker, given_up))
@@ -125,7 +155,11 @@ impl World {
             holds!(2, saved >= Some(applied), "{name} holds step {applied}, but the team starts from {id}");
             return Ok(());
         }
-        holds!(2, form.start == Start::Held, "{name} holds step {applied}, but the team starts from the seed");
+        holds!(
+            2,
+            form.start == Start::Held,
+            "{name} holds step {applied}, but the team starts from the seed"
+        );
         let donor = form.roster.get(form.donor.0 as usize).and_then(|donor| self.index_of(&donor.worker));
         let Some(donor) = donor.filter(|&donor| self.workers[donor].process.is_some()) else { return Ok(()) };
         let given = self.eligible(donor, fences).map(|label| label.applied);
@@ -140,12 +174,27 @@ impl World {
         Ok(())
     }
 
+    /// A team goes on from the history of the one that trained before it, unless it starts from a checkpoint
+    /// or anew.
+    fn invariant_2_histories_do_not_fork(&self, generation: Generation, history: &[AppliedStep]) -> Verdict {
+        let went_on = matches!(self.ledger.start, Some(Start::Held) | None);
+        let descends = history.starts_with(&self.ledger.history);
+        let before = self.ledger.history.len();
+        holds!(
+            2,
+            descends || !went_on,
+            "generation {generation} has another history than the first {before} steps"
+        );
+        Ok(())
+    }
+
     // ---- 3: each sample once ------------------------------------------------------------------
 
     fn invariant_3_a_step_uses_fresh_samples(&self, replica: &Replica) -> Verdict {
         let mut of_epoch = replica.steps.iter().rev().take_while(|step| step.epoch == replica.label.epoch);
         let Some(last) = of_epoch.next() else { return Ok(()) };
-        let used_before = last.samples.iter().find(|sample| of_epoch.clone().any(|step| step.samples.contains(sample)));
+        let used_before =
+            last.samples.iter().find(|sample| of_epoch.clone().any(|step| step.samples.contains(sample)));
         holds!(3, used_before.is_none(), "sample {used_before:?} is used twice in epoch {}", last.epoch);
         Ok(())
     }
@@ -162,11 +211,35 @@ impl World {
         Ok(())
     }
 
-    fn invariant_3_validation_counts_each_sample_once(&mut self, epoch: Epoch, step: Step, samples: u64) -> Verdict {
+    fn invariant_3_validation_counts_each_sample_once(
+        &mut self,
+        epoch: Epoch,
+        step: Step,
+        samples: u64,
+    ) -> Verdict {
         let expected = self.scenario.knobs.val_samples;
         holds!(3, samples == expected, "epoch {epoch} was validated on {samples} of {expected} samples");
         let before = self.ledger.judged.insert(epoch, step);
         holds!(3, before.is_none(), "epoch {epoch} is judged after step {step} and was after {before:?}");
+        Ok(())
+    }
+
+    /// Whatever happens to the team, the run is judged by its curve, epoch by epoch.
+    fn invariant_3_faults_do_not_change_the_verdict(&self, epochs: Epoch, stopped: Stopped) -> Verdict {
+        let curve = &self.scenario.knobs.curve;
+        let mut judged = EarlyStopping::default();
+        let expected = (1..=self.job.train.epochs).map(Epoch).find_map(|epoch| {
+            let loss = curve[(epoch.0 as usize - 1).min(curve.len() - 1)];
+            judged.judge(&self.job.early_stopping, epoch, &Scores { loss, ..Scores::default() });
+            judged.stopped.then_some((epoch, Stopped::Early))
+        });
+        let expected = expected.unwrap_or((Epoch(self.job.train.epochs), Stopped::EpochLimit));
+        let found = (epochs, stopped);
+        holds!(
+            3,
+            found == expected,
+            "the run ends as {found:?}, by its validation losses {curve:?} as {expected:?}"
+        );
         Ok(())
     }
 
@@ -185,38 +258,65 @@ impl World {
                 None => first = Some((&worker.name, replica)),
                 Some((other, state)) => {
                     let same = state.bytes() == replica.bytes() && state.steps == replica.steps;
-                    holds!(4, same, "in generation {generation} {} and {other} hold different states", worker.name);
+                    holds!(
+                        4,
+                        same,
+                        "in generation {generation} {} and {other} hold different states",
+                        worker.name
+                    );
                 }
             }
         }
         Ok(())
     }
 
-    fn invariant_4_a_checkpoint_is_of_one_state(&self, commit: &Commit, parts: &[(PartHeader, Replica)]) -> Verdict {
+    fn invariant_4_a_checkpoint_is_of_one_state(
+        &self,
+        commit: &Commit,
+        parts: &[(PartHeader, Replica)],
+    ) -> Verdict {
         for (header, state) in parts {
             let same = state.bytes() == parts[0].1.bytes();
             holds!(4, same, "{}'s part of {} is of another state", header.worker, commit.checkpoint);
         }
         let digest = parts.first().map(|(_, state)| state.digest());
-        holds!(4, digest == Some(commit.state_digest), "{} has another digest than its state", commit.checkpoint);
+        holds!(
+            4,
+            digest == Some(commit.state_digest),
+            "{} has another digest than its state",
+            commit.checkpoint
+        );
         Ok(())
     }
 
     // ---- 5: checkpoints -----------------------------------------------------------------------
 
-    fn invariant_5_a_visible_checkpoint_is_complete(&self, commit: &Commit, parts: &[(PartHeader, Replica)]) -> Verdict {
+    fn invariant_5_a_visible_checkpoint_is_complete(
+        &self,
+        commit: &Commit,
+        parts: &[(PartHeader, Replica)],
+    ) -> Verdict {
         let Commit { checkpoint, position, .. } = commit;
         let mut covered = 0;
         for (header, state) in parts {
             let label = (header.lineage, header.applied);
             holds!(5, label == (position.lineage, position.applied), "{checkpoint} has a part of {label:?}");
             let place = (state.label.epoch, state.label.cursor);
-            holds!(5, place == (position.epoch, position.cursor), "{checkpoint} is of {place:?}, not {position:?}");
+            holds!(
+                5,
+                place == (position.epoch, position.cursor),
+                "{checkpoint} is of {place:?}, not {position:?}"
+            );
             if let PartKind::State { .. } = header.kind {
                 covered += header.length;
             }
         }
-        holds!(5, covered == commit.state_bytes, "{checkpoint} has {covered} of {} bytes", commit.state_bytes);
+        holds!(
+            5,
+            covered == commit.state_bytes,
+            "{checkpoint} has {covered} of {} bytes",
+            commit.state_bytes
+        );
         let weights = parts.iter().filter(|(header, _)| header.kind == PartKind::Weights).count();
         let wanted = usize::from(commit.is_best || commit.is_last);
         holds!(5, weights == wanted, "{checkpoint} has {weights} files of weights");
@@ -225,7 +325,11 @@ impl World {
 
     /// There is always something to resume from once there was, and the best weights stay.
     fn invariant_5_a_commit_endangers_none_before(&self, best: Option<&CheckpointId>) -> Verdict {
-        holds!(5, !self.store.committed.is_empty() || self.ledger.committed.is_empty(), "no checkpoint is left");
+        holds!(
+            5,
+            !self.store.committed.is_empty() || self.ledger.committed.is_empty(),
+            "no checkpoint is left"
+        );
         if let Some(best) = best {
             holds!(5, self.store.committed.contains_key(best), "the best checkpoint, {best}, is gone");
         }
@@ -256,7 +360,11 @@ impl World {
         if self.now < restart.listens_until {
             for name in restart.roster.iter().filter(|name| !restart.returned.contains_key(name)) {
                 let missing = holds_it(name);
-                holds!(6, missing.is_none(), "generation {generation} goes on before {name} was listened for");
+                holds!(
+                    6,
+                    missing.is_none(),
+                    "generation {generation} goes on before {name} was listened for"
+                );
             }
         }
         let held = restart.returned.iter().filter_map(|(name, held)| {
@@ -264,7 +372,11 @@ impl World {
             (self.is_reachable(worker, given_up) && now_held >= *held).then_some((*held, name))
         });
         let (Some((held, name)), Some(applied)) = (held.max(), applied) else { return Ok(()) }; // the donor may be dead
-        holds!(6, applied >= held, "{name} came back in time with step {held}, but step {applied} is gone on from");
+        holds!(
+            6,
+            applied >= held,
+            "{name} came back in time with step {held}, but step {applied} is gone on from"
+        );
         Ok(())
     }
 
@@ -280,7 +392,13 @@ impl World {
                 }
                 let waited = self.now.saturating_sub(inside.since);
                 let bound = self.bounds.ring + ms(5000);
-                holds!(7, waited <= bound, "{} is in {:?} since {waited:?}", self.workers[seat.worker].name, inside.call);
+                holds!(
+                    7,
+                    waited <= bound,
+                    "{} is in {:?} since {waited:?}",
+                    self.workers[seat.worker].name,
+                    inside.call
+                );
             }
         }
         Ok(())
@@ -303,15 +421,24 @@ impl World {
         let resting = ["waiting for workers", "ended"].contains(&phase);
         let waited = self.now.saturating_sub(since.max(calm).max(self.last_step));
         let bound = self.bounds.ring * 2 + ms(60_000);
-        holds!(7, resting || waited <= bound, "the core is {phase} in generation {generation} since {waited:?}");
+        holds!(
+            7,
+            resting || waited <= bound,
+            "the core is {phase} in generation {generation} since {waited:?}"
+        );
         Ok(())
     }
 
     /// A deadline ends the wait for one that does not do its part, never that of one that waits itself.
-    fn invariant_7_nobody_is_accused_without_cause(&self, worker: &WorkerId, departure: &Departure) -> Verdict {
+    fn invariant_7_nobody_is_accused_without_cause(
+        &self,
+        worker: &WorkerId,
+        departure: &Departure,
+    ) -> Verdict {
         let (Some(wait), Some(calm)) = (departure.wait(), self.calm_since) else { return Ok(()) };
         let Some(worker) = self.index_of(worker).map(|worker| &self.workers[worker]) else { return Ok(()) };
-        let all_in_calm = calm.max(worker.resumed_at).max(worker.hangs_until).saturating_add(wait.waited) < self.now;
+        let all_in_calm =
+            calm.max(worker.resumed_at).max(worker.hangs_until).saturating_add(wait.waited) < self.now;
         let innocent = worker.runs() && all_in_calm;
         holds!(7, !innocent, "{} did its part and is removed: {departure}", worker.name);
         Ok(())
@@ -358,11 +485,16 @@ impl World {
                     (status.phase, status.generation, status.peers.len())
                 });
                 let idle = self.now.saturating_sub(self.last_step.max(calm));
-                holds!(9, over <= self.bounds.liveness, "the run has not ended {over:?} after all was calm, last step {idle:?} ago, core: {status:?}");
+                holds!(
+                    9,
+                    over <= self.bounds.liveness,
+                    "the run has not ended {over:?} after all was calm, last step {idle:?} ago, core: {status:?}"
+                );
             }
             Some(_) => {
                 let bound = seconds(self.job.cluster.coordinator_timeout_s) + ms(90_000);
-                let left: Vec<_> = self.workers.iter().filter(|w| w.process.is_some()).map(|w| &w.name).collect();
+                let left: Vec<_> =
+                    self.workers.iter().filter(|w| w.process.is_some()).map(|w| &w.name).collect();
                 holds!(7, over <= bound, "the run ended {over:?} ago, but {left:?} are still there");
             }
         }
@@ -372,12 +504,17 @@ impl World {
     /// Ends that faults may well lead to; any other is the protocol's fault.
     fn invariant_9_the_end_is_an_allowed_one(&self) -> Verdict {
         let Some(outcome) = &self.coordinator.outcome else {
-            return Err(Violation { invariant: 9, what: "nothing happens any more, and the run has not ended".into() });
+            return Err(Violation {
+                invariant: 9,
+                what: "nothing happens any more, and the run has not ended".into(),
+            });
         };
         let disturbed = !self.scenario.faults.is_empty();
         match &outcome.status {
             Status::Finished(_) => {}
-            Status::Stopped => holds!(9, self.ledger.stop_requested, "the run was stopped, though nobody asked for it"),
+            Status::Stopped => {
+                holds!(9, self.ledger.stop_requested, "the run was stopped, though nobody asked for it")
+            }
             Status::Failed { reason } => {
                 // The run's result is not safe: its last checkpoint lost a part with a worker, or the disk.
                 let unsafe_result = reason.contains("could not be written");
@@ -397,7 +534,8 @@ impl World {
     pub fn after_happening(&mut self) {
         if let Some(life) = &self.coordinator.life {
             let status = life.core.status(self.core_now()).phase;
-            let generation = self.coordinator.disk.as_ref().map(|disk| disk.fences.generation).unwrap_or_default();
+            let generation =
+                self.coordinator.disk.as_ref().map(|disk| disk.fences.generation).unwrap_or_default();
             if (self.ledger.phase.0, self.ledger.phase.1) != (status, generation) {
                 self.ledger.phase = (status, generation, self.now);
             }
@@ -462,7 +600,9 @@ impl World {
         let forms: Vec<(Session, &Form)> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Send { session, message: Fenced { body: ToWorker::Form(form), .. } } => Some((*session, form)),
+                Action::Send { session, message: Fenced { body: ToWorker::Form(form), .. } } => {
+                    Some((*session, form))
+                }
                 _ => None,
             })
             .collect();
@@ -471,7 +611,9 @@ impl World {
         let given_up: Vec<Session> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Send { session, message: Fenced { body: ToWorker::Abort { .. }, .. } } => Some(*session),
+                Action::Send { session, message: Fenced { body: ToWorker::Abort { .. }, .. } } => {
+                    Some(*session)
+                }
                 _ => None,
             })
             .collect();
@@ -483,7 +625,9 @@ impl World {
         });
         let donor = form.roster.get(form.donor.0 as usize).and_then(|donor| self.index_of(&donor.worker));
         let donated = match &form.start {
-            Start::Held => donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.applied.0)),
+            Start::Held => {
+                donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.applied.0))
+            }
             Start::Checkpoint(id) => self.store.committed.get(id).map(|c| c.commit.position.applied.0),
             Start::Seeded => Some(0),
         };
@@ -493,7 +637,13 @@ impl World {
         };
         let verdict = self
             .invariant_2_applied_never_falls_behind_a_live_holder(form, &given_up)
-            .and_then(|()| self.invariant_6_a_restart_rolls_back_nothing_that_came_back(self.ledger.newest.next(), donated, &given_up))
+            .and_then(|()| {
+                self.invariant_6_a_restart_rolls_back_nothing_that_came_back(
+                    self.ledger.newest.next(),
+                    donated,
+                    &given_up,
+                )
+            })
             .and_then(|()| visible)
             .and_then(|()| self.invariant_8_members_belong_to_the_run(form));
         self.ledger.start = Some(form.start.clone());
@@ -511,8 +661,9 @@ impl World {
                         self.ledger.forming = true;
                     }
                     ToWorker::Train(_) if self.ledger.trained != message.generation => {
-                        self.ledger.trained = message.generation;
-                        let one = self.invariant_4_members_hold_one_state_after_a_sync(message.generation);
+                        let generation = message.generation;
+                        self.ledger.trained = generation;
+                        let one = self.invariant_4_members_hold_one_state_after_a_sync(generation);
                         return self.check(verdict.and(one));
                     }
                     _ => self.ledger.forming = false,
@@ -522,7 +673,11 @@ impl World {
             Action::Persist(state) => {
                 self.ledger.forming = false;
                 let disk = self.coordinator.disk.as_ref().map(|disk| disk.fences).unwrap_or_default();
-                invariant_1_fences_never_fall(disk, state.fences)
+                let verdict = invariant_1_fences_never_fall(disk, state.fences);
+                match state.fences.lineage {
+                    lineage if lineage != disk.lineage => verdict.and(self.lineage_begins(lineage)),
+                    _ => verdict,
+                }
             }
             Action::CommitCheckpoint(commit) => {
                 let judged = commit.progress.early_stopping.judged;
@@ -532,6 +687,17 @@ impl World {
             _ => Ok(()),
         };
         self.check(verdict);
+    }
+
+    /// From here on its members' states are the ones to go on from.
+    fn lineage_begins(&mut self, lineage: Generation) -> Verdict {
+        let members = self.workers.iter().filter_map(|worker| worker.process.as_ref());
+        let mut replicas = members.map(|process| &process.thread.replica);
+        let Some(replica) = replicas.find(|replica| replica.label.lineage == lineage) else { return Ok(()) };
+        let history = replica.steps.clone();
+        let verdict = self.invariant_2_histories_do_not_fork(lineage, &history);
+        self.ledger.history = history;
+        verdict
     }
 
     pub fn event_told(&mut self, event: &RunEvent) {
@@ -581,7 +747,8 @@ impl World {
                 let applied = self.workers.iter().filter_map(|worker| worker.process.as_ref());
                 let applied = applied.map(|process| process.thread.replica.label);
                 let applied = applied.filter(|label| label.lineage == *generation).map(|l| l.applied.0).max();
-                let verdict = self.invariant_6_a_restart_rolls_back_nothing_that_came_back(*generation, applied, &[]);
+                let verdict =
+                    self.invariant_6_a_restart_rolls_back_nothing_that_came_back(*generation, applied, &[]);
                 self.ledger.restart = None;
                 verdict
             }
@@ -589,7 +756,9 @@ impl World {
                 let again = self.ledger.announced.insert(*epoch, *step);
                 let holders = self.workers.iter().filter_map(|worker| worker.process.as_ref());
                 let holder = holders.map(|process| process.thread.replica.clone()).find(|replica| {
-                    replica.label.applied == *step && replica.label.epoch == *epoch && replica.label.lineage == self.ledger.trained
+                    replica.label.applied == *step
+                        && replica.label.epoch == *epoch
+                        && replica.label.lineage == self.ledger.trained
                 });
                 match (again, holder) {
                     (Some(before), _) => Err(Violation {
@@ -617,8 +786,9 @@ impl World {
                 self.invariant_7_nobody_is_accused_without_cause(worker, departure)
             }
             RunEvent::RunFinished { outcome } => match outcome.status {
-                Status::Finished(Stopped::EpochLimit) => self.result_is_whole(Epoch(self.job.train.epochs)),
-                Status::Finished(Stopped::Early) => self.result_is_whole(outcome.epochs),
+                Status::Finished(stopped) => self
+                    .invariant_3_faults_do_not_change_the_verdict(outcome.epochs, stopped)
+                    .and_then(|()| self.result_is_whole(outcome.epochs)),
                 Status::Stopped | Status::Failed { .. } => Ok(()),
             },
             _ => Ok(()),
@@ -631,7 +801,11 @@ impl World {
             return Err(Violation { invariant: 5, what: "the run finished without a checkpoint".into() });
         };
         let judged = newest.commit.progress.early_stopping.judged;
-        holds!(5, judged == epochs, "the run finished after epoch {epochs}, its newest checkpoint is of {judged}");
+        holds!(
+            5,
+            judged == epochs,
+            "the run finished after epoch {epochs}, its newest checkpoint is of {judged}"
+        );
         self.invariant_3_epochs_are_whole(&newest.state, epochs)
     }
 
@@ -683,12 +857,17 @@ impl World {
         let host = &self.workers[worker];
         let connection = self.connection_of(worker).and_then(|id| self.connections.get(&id));
         let Some(connection) = connection.filter(|_| host.runs()) else { return false };
-        let Some(life) = self.life(connection.life).filter(|_| connection.at_coordinator && connection.at_worker) else {
+        let Some(life) =
+            self.life(connection.life).filter(|_| connection.at_coordinator && connection.at_worker)
+        else {
             return false;
         };
         let session = connection.session.filter(|session| life.sessions.contains_key(session));
         let benched = self.ledger.benched.get(&host.name).is_some_and(|until| *until + ms(1000) >= self.now);
-        host.genuine && !benched && session.is_some_and(|session| self.ledger.joined.contains(&session) && !given_up.contains(&session))
+        host.genuine
+            && !benched
+            && session
+                .is_some_and(|session| self.ledger.joined.contains(&session) && !given_up.contains(&session))
     }
 
     fn eligible(&self, worker: usize, fences: Fences) -> Option<ReplicaLabel> {
@@ -710,7 +889,8 @@ fn invariant_1_fences_never_fall(disk: Fences, next: Fences) -> Verdict {
 }
 
 fn invariant_8_a_stranger_gets_no_orders(message: &Fenced<ToWorker>) -> Verdict {
-    let harmless = matches!(message.body, ToWorker::Refused { .. } | ToWorker::Finish(_) | ToWorker::Abort { .. });
+    let harmless =
+        matches!(message.body, ToWorker::Refused { .. } | ToWorker::Finish(_) | ToWorker::Abort { .. });
     holds!(8, harmless, "a stranger is sent {:?}", message.body);
     Ok(())
 }

@@ -109,6 +109,8 @@ pub struct Connection {
     pub incarnation: u64,
     /// Of the coordinator.
     pub life: u64,
+    /// Of its process.
+    pub first: bool,
     /// Known once `Hello` has arrived.
     pub session: Option<Session>,
     /// Whether each side's process still has its end.
@@ -139,11 +141,12 @@ impl Transit {
 }
 
 impl Connection {
-    pub fn new(worker: usize, incarnation: u64, life: u64) -> Self {
+    pub fn new(worker: usize, incarnation: u64, life: u64, first: bool) -> Self {
         Self {
             worker,
             incarnation,
             life,
+            first,
             session: None,
             at_worker: true,
             at_coordinator: true,

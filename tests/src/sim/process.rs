@@ -178,7 +178,8 @@ impl World {
                     self.coverage.count("processes ended as their thread is stuck");
                     let reason = "the training thread is stuck".into();
                     let report = Report::Failed(Failed { reason, any_worker: false });
-                    return self.tell_session(worker, SessionInput::Reported { generation: Generation(0), report });
+                    return self
+                        .tell_session(worker, SessionInput::Reported { generation: Generation(0), report });
                 }
                 let Some(process) = &self.workers[worker].process else { return };
                 let progress = process.thread.board.read(&process.thread.replica, step_ms, now);
@@ -196,7 +197,8 @@ impl World {
                 if let Some(call) = self.still_waits(generation, rank, done) {
                     use super::exchange::{Call, CallError};
                     self.coverage.count("ring calls out of patience");
-                    let error = if call == Call::Connect { CallError::NotFormed } else { CallError::TimedOut };
+                    let error =
+                        if call == Call::Connect { CallError::NotFormed } else { CallError::TimedOut };
                     self.fail_call(generation, rank, error);
                 }
             }
@@ -241,7 +243,7 @@ impl World {
         match &self.coordinator.life {
             Some(life) if link => {
                 let (life, incarnation) = (life.id, process.incarnation);
-                let connection = self.open_connection(Connection::new(worker, incarnation, life));
+                let connection = self.open_connection(Connection::new(worker, incarnation, life, first));
                 let Some(process) = &mut self.workers[worker].process else { return };
                 process.connection = Some(connection);
                 if !first {
@@ -258,7 +260,9 @@ impl World {
                 process.session = Some(session);
                 self.perform_outputs(worker, outputs);
             }
-            _ if self.now >= until && first => self.exit(worker, Exit::Failed { reason: "no coordinator".into() }),
+            _ if self.now >= until && first => {
+                self.exit(worker, Exit::Failed { reason: "no coordinator".into() })
+            }
             _ if self.now >= until => {
                 self.tell_session(worker, SessionInput::CoordinatorLost { reason: "no answer".into() });
             }
@@ -419,7 +423,9 @@ impl World {
     }
 
     pub fn continue_process(&mut self, worker: usize) {
-        let Some(process) = self.workers[worker].process.as_mut().filter(|process| process.stopped) else { return };
+        let Some(process) = self.workers[worker].process.as_mut().filter(|process| process.stopped) else {
+            return;
+        };
         process.stopped = false;
         let (incarnation, pending) = (process.incarnation, std::mem::take(&mut process.pending));
         self.workers[worker].resumed_at = self.now;
@@ -437,6 +443,9 @@ impl World {
         let before = format!("{session:?}");
         let outputs = session.handle(SessionInput::Received(message.clone()));
         let after = format!("{session:?}");
-        self.check_stale(outputs.is_empty() && before == after, &format!("{message:?} made a worker {outputs:?}"));
+        self.check_stale(
+            outputs.is_empty() && before == after,
+            &format!("{message:?} made a worker {outputs:?}"),
+        );
     }
 }

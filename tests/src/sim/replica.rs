@@ -25,6 +25,8 @@ pub struct Replica {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedStep {
+    /// That took it: another team's arithmetic rounds otherwise.
+    pub generation: Generation,
     pub epoch: Epoch,
     pub samples: Vec<u64>,
 }
@@ -51,14 +53,15 @@ impl Replica {
     /// One step on a global batch, of which this rank saw `shard`.
     pub fn apply(&mut self, order: &Permutation, shard: &StepShard, rank: Rank) {
         let samples: Vec<u64> = shard.positions.clone().map(|position| order.at(position)).collect();
+        let ReplicaLabel { lineage: generation, epoch, .. } = self.label;
+        self.parameters = scramble(self.parameters ^ scramble(generation.0));
         for &sample in &samples {
             self.parameters = scramble(self.parameters ^ scramble(sample + 1));
         }
         if !shard.sample_ids.is_empty() {
             self.statistics = scramble(self.statistics ^ scramble(u64::from(rank.0) + 1) ^ self.parameters);
         }
-        let epoch = self.label.epoch;
-        Rc::make_mut(&mut self.steps).push(AppliedStep { epoch, samples });
+        Rc::make_mut(&mut self.steps).push(AppliedStep { generation, epoch, samples });
         self.label.applied = self.label.applied.next();
         self.label.cursor = shard.positions.end;
     }

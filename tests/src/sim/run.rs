@@ -75,11 +75,15 @@ impl Failure {
     pub fn tell(&self, dir: &Path) -> String {
         let file = dir.join(format!("{}-seed-{}.json", self.violation.invariant, self.scenario.seed));
         let kept = match keep(&file, &self.scenario) {
-            Ok(()) => format!("repeat it: cargo run --release -p musher-tests --bin simulate -- --replay {}", file.display()),
+            Ok(()) => format!(
+                "repeat it: cargo run --release -p musher-tests --bin simulate -- --replay {}",
+                file.display()
+            ),
             Err(error) => format!("it could not be kept in {}: {error}", file.display()),
         };
         let from = self.trace.len().saturating_sub(LAST_LINES);
-        let faults: String = self.scenario.faults.iter().map(|(at, fault)| format!("  {at} ms: {fault:?}\n")).collect();
+        let faults: String =
+            self.scenario.faults.iter().map(|(at, fault)| format!("  {at} ms: {fault:?}\n")).collect();
         format!(
             "seed {} violates invariant {}: {}\nfaults that it needs:\n{faults}last of {} lines:\n{}\n{kept}\n",
             self.scenario.seed,

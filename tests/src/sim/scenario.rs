@@ -81,34 +81,83 @@ impl Knobs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Fault {
     /// Dies when it has performed so many more actions, or at once; started again after a while.
-    KillCoordinator { after_actions: Option<u32>, back_after_ms: u64, lose_in_flight: bool },
+    KillCoordinator {
+        after_actions: Option<u32>,
+        back_after_ms: u64,
+        lose_in_flight: bool,
+    },
     /// SIGSTOP and SIGCONT; on waking it may see its timers before its inbox.
-    StopCoordinator { for_ms: u64, timers_first: bool },
+    StopCoordinator {
+        for_ms: u64,
+        timers_first: bool,
+    },
     /// Its machine was suspended: its clock is ahead of the world's from here on.
-    JumpClock { by_ms: u64 },
+    JumpClock {
+        by_ms: u64,
+    },
     /// `vanish`: the whole machine is gone, so that no peer's kernel is told.
-    KillWorker { worker: usize, vanish: bool, lose_in_flight: bool, back_after_ms: Option<u64> },
-    StopWorker { worker: usize, for_ms: u64 },
+    KillWorker {
+        worker: usize,
+        vanish: bool,
+        lose_in_flight: bool,
+        back_after_ms: Option<u64>,
+    },
+    StopWorker {
+        worker: usize,
+        for_ms: u64,
+    },
     /// The training thread hangs outside the exchange, while the shell goes on; `None`: for ever.
-    StickThread { worker: usize, for_ms: Option<u64> },
-    SlowThread { worker: usize, factor: f64, for_ms: u64 },
+    StickThread {
+        worker: usize,
+        for_ms: Option<u64>,
+    },
+    SlowThread {
+        worker: usize,
+        factor: f64,
+        for_ms: u64,
+    },
     /// SIGTERM.
-    Terminate { worker: usize, back_after_ms: Option<u64> },
+    Terminate {
+        worker: usize,
+        back_after_ms: Option<u64>,
+    },
     /// Its stream to the coordinator breaks, and nothing else.
-    Reset { worker: usize },
-    Drain { worker: usize },
+    Reset {
+        worker: usize,
+    },
+    Drain {
+        worker: usize,
+    },
     StopRun,
     Newcomer,
-    Cut { from: Node, to: Node, both_ways: bool, for_ms: u64 },
+    Cut {
+        from: Node,
+        to: Node,
+        both_ways: bool,
+        for_ms: u64,
+    },
     /// These are cut off from all others.
-    Partition { side: Vec<Node>, for_ms: u64 },
-    SlowLink { a: Node, b: Node, for_ms: u64 },
+    Partition {
+        side: Vec<Node>,
+        for_ms: u64,
+    },
+    SlowLink {
+        a: Node,
+        b: Node,
+        for_ms: u64,
+    },
     /// Parts and commits fail.
-    DiskFull { for_ms: u64 },
+    DiskFull {
+        for_ms: u64,
+    },
     LoseUpload,
     Stranger(Stranger),
     /// A message of another fence comes over a worker's stream.
-    Stale { worker: usize, stale: Stale, to_worker: bool },
+    Stale {
+        worker: usize,
+        stale: Stale,
+        to_worker: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,7 +243,8 @@ impl Scenario {
         let mut faults = Vec::new();
         for _ in 0..if total == 0 { 0 } else { count } {
             let mut pick = rng.random_range(0..total);
-            let kind = kinds.iter().find(|(weight, _)| pick.checked_sub(*weight).map(|left| pick = left).is_none());
+            let kind =
+                kinds.iter().find(|(weight, _)| pick.checked_sub(*weight).map(|left| pick = left).is_none());
             let Some(&(_, kind)) = kind else { continue };
             faults.push((rng.random_range(0..calm_ms), fault(&mut rng, kind, &knobs)));
         }

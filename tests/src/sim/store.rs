@@ -42,7 +42,8 @@ impl Store {
             })
             .collect();
         slices.sort_unstable();
-        let covered = slices.iter().try_fold(0, |end, &(offset, length, _)| (offset == end).then_some(end + length));
+        let covered =
+            slices.iter().try_fold(0, |end, &(offset, length, _)| (offset == end).then_some(end + length));
         if covered != Some(commit.state_bytes) {
             return Err(format!("the parts {slices:?} do not tile the state"));
         }

@@ -6,8 +6,8 @@ use std::{cell::Cell, collections::VecDeque, rc::Rc};
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Step, Term},
     message::{
-        Activity, Form, Interrupted, Phase, Progress, Save, SegmentFinished, Start, Synced, Train, UnitResult,
-        Validate, Validated, Waited,
+        Activity, Form, Interrupted, Phase, Progress, Save, SegmentFinished, Start, Synced, Train,
+        UnitResult, Validate, Validated, Waited,
     },
     shard::{Permutation, Segment, StepShard, ValidationUnits},
 };
@@ -177,16 +177,27 @@ impl World {
         self.take_orders(worker);
     }
 
-    pub fn call_failed(&mut self, worker: usize, generation: Generation, error: CallError, waited: Option<Waited>) {
+    pub fn call_failed(
+        &mut self,
+        worker: usize,
+        generation: Generation,
+        error: CallError,
+        waited: Option<Waited>,
+    ) {
         let Some(thread) = self.thread(worker) else { return };
-        if thread.task.as_ref().is_some_and(|task| task.generation == generation && task.stage == Stage::InCall) {
+        if thread
+            .task
+            .as_ref()
+            .is_some_and(|task| task.generation == generation && task.stage == Stage::InCall)
+        {
             self.break_off(worker, Broken::Call(error), waited);
             self.take_orders(worker);
         }
     }
 
     fn go_on(&mut self, worker: usize, cue: Cue) {
-        let Some(Task { generation, order, .. }) = self.thread(worker).and_then(|thread| thread.task.clone()) else {
+        let Some(Task { generation, order, .. }) = self.thread(worker).and_then(|thread| thread.task.clone())
+        else {
             return;
         };
         let went = match order {
@@ -293,7 +304,10 @@ impl World {
                 let cursor = thread.replica.label.cursor;
                 if cursor != train.cursor {
                     self.check_order(worker, train, cursor);
-                    return Err(Broken::Other(format!("ordered to train from {}, not {cursor}", train.cursor)));
+                    return Err(Broken::Other(format!(
+                        "ordered to train from {}, not {cursor}",
+                        train.cursor
+                    )));
                 }
                 self.next_step(worker, train)
             }
@@ -304,7 +318,9 @@ impl World {
             }
             Cue::Called(Call::Step(_), result) => {
                 let cursor = thread.replica.label.cursor;
-                let Some(shard) = Segment { cursor, ..segment.clone() }.steps(member.rank, member.world).next() else {
+                let Some(shard) =
+                    Segment { cursor, ..segment.clone() }.steps(member.rank, member.world).next()
+                else {
                     return Err(Broken::Other("there is no step left".into()));
                 };
                 self.apply(worker, &segment, &shard, member.rank);
@@ -527,7 +543,9 @@ impl World {
     fn product(&mut self, worker: usize, report: Report) {
         let Some(task) = self.thread(worker).and_then(|thread| thread.task.take()) else { return };
         let generation = task.generation;
-        self.note(|world| format!("{} reports {report:?} of generation {generation}", world.workers[worker].name));
+        self.note(|world| {
+            format!("{} reports {report:?} of generation {generation}", world.workers[worker].name)
+        });
         let Some(process) = self.workers[worker].process.as_mut() else { return };
         process.reported = process.reported.max(self.now) + ms(1);
         let (at, incarnation) = (process.reported, process.incarnation);

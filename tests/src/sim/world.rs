@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use musher_coordinator::core::{Commit, Event, Outcome};
 use musher_proto::{
+    ids::{Epoch, Session, Term},
+    message::PartHeader,
+};
+use musher_proto::{
     ids::{Generation, Rank},
     job::JobConfig,
     message::{Fenced, FromWorker, Hello, Interrupted, Join, PROTOCOL, ToWorker, Train, Welcome},
-};
-use musher_proto::{
-    ids::{Epoch, Session, Term},
-    message::PartHeader,
 };
 
 use super::{
@@ -29,8 +29,9 @@ use super::{
 
 /// Workers that may come beside the first ones.
 const SPARE: usize = 16;
-const PING: Time = ms(5000);
-const PING_PATIENCE: Time = ms(10_000);
+/// HTTP/2's keepalive, of the coordinator and of a worker's first connection: how often it asks, and how
+/// long it waits for an answer.
+const PING: (Time, Time) = (ms(5000), ms(10_000));
 
 pub struct World {
     pub now: Time,
@@ -220,7 +221,7 @@ impl World {
         let id = self.next_id;
         self.connections.insert(id, connection);
         for side in [Side::Worker, Side::Coordinator] {
-            let offset = PING.mul_f64(self.dice.share(&[0x916, id, side as u64]));
+            let offset = self.keepalive(id, side).0.mul_f64(self.dice.share(&[0x916, id, side as u64]));
             self.agenda.set(self.now + offset, Happening::Ping { connection: id, side });
         }
         id
@@ -277,6 +278,16 @@ impl World {
         }
     }
 
+    /// A worker that knows the job asks as often as its heartbeat time-out needs it.
+    fn keepalive(&self, id: u64, side: Side) -> (Time, Time) {
+        let knows_the_job = self.connections.get(&id).is_some_and(|connection| !connection.first);
+        let heartbeat_timeout = ms(self.scenario.knobs.heartbeat_timeout_ms);
+        match side {
+            Side::Worker if knows_the_job => (heartbeat_timeout / 3, heartbeat_timeout * 2 / 3),
+            Side::Worker | Side::Coordinator => PING,
+        }
+    }
+
     /// HTTP/2's keepalive, of one side.
     fn ping(&mut self, id: u64, side: Side) {
         let Some(connection) = self.connections.get(&id) else { return };
@@ -306,12 +317,13 @@ impl World {
             && connection.is_open_at(side.other());
         let now = self.now;
         let (worker, incarnation) = (connection.worker, connection.incarnation);
+        let (interval, patience) = self.keepalive(id, side);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let deaf = &mut connection.deaf[side as usize];
         match (answers, i_run) {
             (true, _) | (_, false) => *deaf = None,
             (false, true) => {
-                if now - *deaf.get_or_insert(now) >= PING_PATIENCE {
+                if now - *deaf.get_or_insert(now) >= patience {
                     self.coverage.count("streams ended by keepalive");
                     return match side {
                         Side::Coordinator => self.coordinator_receives(id, Item::End),
@@ -323,7 +335,7 @@ impl World {
                 }
             }
         }
-        self.agenda.set(now + PING, Happening::Ping { connection: id, side });
+        self.agenda.set(now + interval, Happening::Ping { connection: id, side });
     }
 
     /// What a cut link held goes on its way.
@@ -536,14 +548,18 @@ impl World {
             // Whoever comes first says what the run's data is.
             Stranger::OtherData => {
                 let begun = self.coordinator.disk.as_ref().is_some_and(|disk| disk.dataset_digest.is_some());
-                return if begun { self.newcomer(false) };
+                return if begun {
+                    self.newcomer(false)
+                };
             }
             Stranger::OtherRun(worker) => return self.other_coordinator(worker),
             Stranger::OtherProtocol | Stranger::OlderIncarnation(_) => {}
         }
         let (worker, incarnation, protocol) = match stranger {
             Stranger::OlderIncarnation(worker) => {
-                let Some(host) = self.workers.get(worker).filter(|_| self.is_connected(worker)) else { return };
+                let Some(host) = self.workers.get(worker).filter(|_| self.is_connected(worker)) else {
+                    return;
+                };
                 (host.name.clone(), host.starts - 1, PROTOCOL)
             }
             _ => ("stranger".into(), 1, PROTOCOL + 1),
@@ -563,7 +579,9 @@ impl World {
 
     /// A worker that looks for its coordinator finds another run's.
     fn other_coordinator(&mut self, worker: usize) {
-        let Some(process) = self.workers.get_mut(worker).and_then(|worker| worker.process.as_mut()) else { return };
+        let Some(process) = self.workers.get_mut(worker).and_then(|worker| worker.process.as_mut()) else {
+            return;
+        };
         let Some(session) = process.session.as_mut().filter(|_| !process.stopped) else { return };
         if !format!("{session:?}").contains("link: Down") {
             return;
@@ -587,10 +605,14 @@ impl World {
     }
 
     fn is_connected(&self, worker: usize) -> bool {
-        let session = self.connection_of(worker).and_then(|id| self.connections.get(&id)).and_then(|c| c.session);
+        let session =
+            self.connection_of(worker).and_then(|id| self.connections.get(&id)).and_then(|c| c.session);
         let life = self.coordinator.life.as_ref().filter(|life| !life.stopped);
         session.is_some_and(|session| life.is_some_and(|life| life.sessions.contains_key(&session)))
-            && self.connection_of(worker).and_then(|id| self.connections.get(&id)).is_some_and(|c| c.at_coordinator)
+            && self
+                .connection_of(worker)
+                .and_then(|id| self.connections.get(&id))
+                .is_some_and(|c| c.at_coordinator)
     }
 
     /// A message with another fence than the live one reaches somebody.
@@ -611,16 +633,20 @@ impl World {
         }
         self.coverage.count("stale messages");
         if to_worker {
-            let Some(process) = self.workers[worker].process.as_ref().filter(|process| !process.stopped) else {
+            let Some(process) = self.workers[worker].process.as_ref().filter(|process| !process.stopped)
+            else {
                 return;
             };
             // What it was last told may be newer than what the coordinator lives by; older is all the same.
             let text = format!("{:?}", process.session);
-            if text.contains(&format!("generation: Generation({})", generation.0)) || text.contains("Greeting") {
+            if text.contains(&format!("generation: Generation({})", generation.0))
+                || text.contains("Greeting")
+            {
                 return;
             }
             let train = Train { epoch: Epoch(1), cursor: 0, end: 1 };
-            for body in [ToWorker::Train(train), ToWorker::Abort { reason: "stale".into() }, ToWorker::Pause] {
+            for body in [ToWorker::Train(train), ToWorker::Abort { reason: "stale".into() }, ToWorker::Pause]
+            {
                 let has_heard_of_it = text.contains(&format!("term: Term({})", current.0));
                 if has_heard_of_it && self.workers[worker].process.is_some() {
                     self.forge_to_worker(worker, Fenced { term, generation, body });
