@@ -52,6 +52,8 @@ pub struct Ledger {
     /// The last epoch that was judged when a checkpoint was taken.
     judged_before: BTreeMap<CheckpointId, Epoch>,
     start: Option<Start>,
+    /// Whether a generation's history begins at a checkpoint or anew, not with the team that trained before.
+    anew: BTreeMap<Generation, bool>,
     committed: BTreeSet<CheckpointId>,
     joined: BTreeSet<Session>,
     benched: BTreeMap<WorkerId, Time>,
@@ -61,6 +63,7 @@ pub struct Ledger {
     phase: (&'static str, Generation, Time),
     /// The last message was a Form: its like go out to the whole roster.
     forming: bool,
+    forming_anew: bool,
 }
 
 /// A coordinator that was started again and has not formed or continued a team yet.
@@ -160,8 +163,7 @@ impl World {
             form.start == Start::Held,
             "{name} holds step {applied}, but the team starts from the seed"
         );
-        let donor = form.roster.get(form.donor.0 as usize).and_then(|donor| self.index_of(&donor.worker));
-        let Some(donor) = donor.filter(|&donor| self.workers[donor].process.is_some()) else { return Ok(()) };
+        let Some(donor) = self.donor(form) else { return Ok(()) }; // it has died meanwhile
         let given = self.eligible(donor, fences).map(|label| label.applied);
         holds!(2, given >= Some(applied), "{name} holds step {applied}, the donor {donor} {given:?}");
         Ok(())
@@ -177,7 +179,7 @@ impl World {
     /// A team goes on from the history of the one that trained before it, unless it starts from a checkpoint
     /// or anew.
     fn invariant_2_histories_do_not_fork(&self, generation: Generation, history: &[AppliedStep]) -> Verdict {
-        let went_on = matches!(self.ledger.start, Some(Start::Held) | None);
+        let went_on = self.ledger.anew.get(&generation) != Some(&true);
         let descends = history.starts_with(&self.ledger.history);
         let before = self.ledger.history.len();
         holds!(
@@ -623,7 +625,7 @@ impl World {
             Start::Checkpoint(_) => "starts from a checkpoint",
             Start::Seeded => "starts from the seed",
         });
-        let donor = form.roster.get(form.donor.0 as usize).and_then(|donor| self.index_of(&donor.worker));
+        let donor = self.donor(form);
         let donated = match &form.start {
             Start::Held => {
                 donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.applied.0))
@@ -646,6 +648,12 @@ impl World {
             })
             .and_then(|()| visible)
             .and_then(|()| self.invariant_8_members_belong_to_the_run(form));
+        let given_by = donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.lineage));
+        let anew = match form.start {
+            Start::Held => given_by.is_some_and(|lineage| self.ledger.anew.get(&lineage) == Some(&true)),
+            Start::Checkpoint(_) | Start::Seeded => true,
+        };
+        self.ledger.forming_anew = anew;
         self.ledger.start = Some(form.start.clone());
         self.check(verdict);
         self.ledger.restart = None;
@@ -657,6 +665,7 @@ impl World {
                 let verdict = self.invariant_1_one_generation_is_live(*session, message, self.ledger.forming);
                 match &message.body {
                     ToWorker::Form(_) => {
+                        self.ledger.anew.insert(message.generation, self.ledger.forming_anew);
                         self.ledger.newest = message.generation;
                         self.ledger.forming = true;
                     }
@@ -697,6 +706,7 @@ impl World {
         let history = replica.steps.clone();
         let verdict = self.invariant_2_histories_do_not_fork(lineage, &history);
         self.ledger.history = history;
+        self.ledger.anew.clear();
         verdict
     }
 
@@ -849,6 +859,14 @@ impl World {
 
     fn index_of(&self, name: &WorkerId) -> Option<usize> {
         self.workers.iter().position(|worker| worker.name == *name)
+    }
+
+    /// The process that is to give its state, if it still lives.
+    fn donor(&self, form: &Form) -> Option<usize> {
+        let member = form.roster.get(form.donor.0 as usize)?;
+        let worker = self.index_of(&member.worker)?;
+        let incarnation = self.workers[worker].process.as_ref()?.incarnation;
+        (member.ring_address == format!("{}:{incarnation}", member.worker)).then_some(worker)
     }
 
     /// The process lives and runs, the coordinator has heard it join on a stream that is up, and has not
