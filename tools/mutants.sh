@@ -20,15 +20,24 @@ git ls-files -co --exclude-standard | while read -r file; do
     cp "$file" "$copy/$file"
 done
 
-simulate() {
-    (cd "$copy" && cargo build --release --locked --quiet --target-dir "$target/build" -p musher-tests --bin simulate) &&
-        "$target/build/release/simulate" --seeds "0..$seeds" --keep 0
+build() {
+    (cd "$copy" && cargo build --release --locked --quiet --target-dir "$target/build" -p musher-tests \
+        --bin simulate 2>"$target/build.log") || { cat "$target/build.log" && exit 1; }
+}
+
+# The invariants that fail, and in how many seeds.
+judge() {
+    "$target/build/release/simulate" --seeds "0..$seeds" --keep 0 |
+        sed -n 's/^invariant \([0-9]\): \([0-9]*\) seeds failed$/\1: \2/p' | paste -sd, | sed 's/,/, /g'
 }
 
 patches=("$@")
 [ $# -gt 0 ] || patches=(tests/mutants/*.patch)
 escaped=0
 printf '%-46s %-9s %s\n' mutant caught 'seeds that fail, by invariant'
+build
+found=$(judge)
+printf '%-46s %-9s %s\n' 'none' - "${found:-none}"
 for patch in "${patches[@]}"; do
     name=$(basename "$patch" .patch)
     expected=${name%%-*}
@@ -36,11 +45,10 @@ for patch in "${patches[@]}"; do
         printf '%-46s does not apply: the code that it changes has moved on\n' "$name"
         exit 1
     fi
-    output=$(simulate || true)
+    build
+    found=$(judge)
     patch -d "$copy" -p1 -F3 -s -R --no-backup-if-mismatch <"$patch"
-    found=$(sed -n 's/^invariant \([0-9]\): \([0-9]*\) seeds failed$/\1: \2/p' <<<"$output" | paste -sd, | sed 's/,/, /g')
-    caught=no
-    if grep -q "^invariant $expected:" <<<"$output"; then caught=yes; else escaped=1; fi
+    if grep -q "\b$expected: " <<<"$found"; then caught=yes; else caught=no && escaped=1; fi
     printf '%-46s %-9s %s\n' "$name" "$caught" "${found:-none}"
 done
 exit $escaped

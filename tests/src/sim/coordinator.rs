@@ -25,7 +25,15 @@ pub struct Coordinator {
     pub disk: Option<RunState>,
     pub outcome: Option<Outcome>,
     /// It dies when so many more actions are performed, and is back after a while.
-    pub dies_after: Option<(u32, Time, bool)>,
+    pub dies_after: Option<(u32, Death)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Death {
+    pub back_after: Time,
+    /// Its machine is gone too: nobody's kernel is told.
+    pub vanish: bool,
+    pub lose_in_flight: bool,
 }
 
 #[derive(Debug)]
@@ -127,11 +135,12 @@ impl World {
         self.arm_timer();
     }
 
-    pub fn kill_coordinator(&mut self, back_after: Time, lose_in_flight: bool) {
+    pub fn kill_coordinator(&mut self, death: Death) {
+        let Death { back_after, vanish, lose_in_flight } = death;
         let Some(life) = self.coordinator.life.take() else { return };
         self.coordinator.dies_after = None;
         self.coverage.count("coordinator crashes");
-        self.note(|_| format!("the coordinator dies, back after {back_after:?}"));
+        self.note(|_| format!("the coordinator dies: {death:?}"));
         let mut open = Vec::new();
         for (&id, connection) in &mut self.connections {
             if connection.life == life.id && connection.at_coordinator {
@@ -139,6 +148,7 @@ impl World {
                     connection.to_worker.items.clear();
                 }
                 open.push(id);
+                (connection.at_coordinator, connection.vanished) = (!vanish, vanish);
             }
         }
         for connection in open {
@@ -308,11 +318,11 @@ impl World {
         loop {
             self.before_actions(&queue);
             while let Some(action) = queue.pop_front() {
-                if let Some((left, back_after, lose_in_flight)) = &mut self.coordinator.dies_after {
+                if let Some((left, death)) = &mut self.coordinator.dies_after {
                     if *left == 0 {
-                        let (back_after, lose_in_flight) = (*back_after, *lose_in_flight);
+                        let death = *death;
                         self.coverage.count("coordinator crashes between two actions");
-                        return self.kill_coordinator(back_after, lose_in_flight);
+                        return self.kill_coordinator(death);
                     }
                     *left -= 1;
                 }
@@ -363,7 +373,7 @@ impl World {
             Action::Emit(event) => self.event_told(&event),
             Action::End(outcome) => {
                 self.coordinator.outcome = Some(outcome);
-                self.kill_coordinator(Time::ZERO, false);
+                self.kill_coordinator(Death { back_after: Time::ZERO, vanish: false, lose_in_flight: false });
                 self.coverage.take_back("coordinator crashes");
             }
         }
@@ -515,6 +525,9 @@ impl World {
     /// How a transfer over a connection's link fares just now.
     pub fn transfer_state(&self, id: u64) -> Transfer {
         let Some(connection) = self.connections.get(&id) else { return Transfer::Broken };
+        if connection.vanished && (connection.at_worker || connection.at_coordinator) {
+            return Transfer::Stalled; // whoever is left has not noticed
+        }
         let worker = &self.workers[connection.worker];
         let process = worker.process.as_ref().filter(|process| process.incarnation == connection.incarnation);
         let (Some(life), Some(process)) = (self.life(connection.life), process) else {

@@ -116,6 +116,8 @@ pub struct Connection {
     /// Whether each side's process still has its end.
     pub at_worker: bool,
     pub at_coordinator: bool,
+    /// One side's machine is gone, and the other is told nothing.
+    pub vanished: bool,
     /// By the side that receives.
     pub to_coordinator: Transit,
     pub to_worker: Transit,
@@ -150,6 +152,7 @@ impl Connection {
             session: None,
             at_worker: true,
             at_coordinator: true,
+            vanished: false,
             to_coordinator: Transit::default(),
             to_worker: Transit::default(),
             deaf: [None; 2],

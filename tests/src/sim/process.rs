@@ -398,7 +398,7 @@ impl World {
                 false => self.hang_up(connection, Side::Worker),
                 true => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
-                        connection.at_worker = false;
+                        (connection.at_worker, connection.vanished) = (false, true);
                     }
                 }
             }

@@ -81,9 +81,12 @@ impl Knobs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Fault {
     /// Dies when it has performed so many more actions, or at once; started again after a while.
+    /// `vanish` as below.
     KillCoordinator {
         after_actions: Option<u32>,
         back_after_ms: u64,
+        #[serde(default)]
+        vanish: bool,
         lose_in_flight: bool,
     },
     /// SIGSTOP and SIGCONT; on waking it may see its timers before its inbox.
@@ -305,6 +308,7 @@ fn fault(rng: &mut ChaCha8Rng, kind: Kind, knobs: &Knobs) -> Fault {
                 1 | 2 => rng.random_range(100..4000),
                 _ => rng.random_range(1000..25_000),
             },
+            vanish: rng.random_bool(0.3),
             lose_in_flight: rng.random(),
         },
         Kind::StopCoordinator => Fault::StopCoordinator { for_ms, timers_first: rng.random() },

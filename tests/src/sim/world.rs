@@ -16,7 +16,7 @@ use musher_proto::{
 
 use super::{
     clock::{Agenda, Dice, Time, ms},
-    coordinator::{Coordinator, Upload},
+    coordinator::{Coordinator, Death, Upload},
     coverage::Coverage,
     exchange::Exchange,
     invariants::{Ledger, Violation},
@@ -249,7 +249,7 @@ impl World {
         let (worker, incarnation, life) = (connection.worker, connection.incarnation, connection.life);
         let is_open = connection.is_open_at(side);
         let transit = connection.transit_to(side);
-        if transit.held || !transit.items.front().is_some_and(|(at, _)| *at <= now) {
+        if transit.held || transit.items.front().is_none_or(|(at, _)| *at > now) {
             return;
         }
         if !self.links.carries(from, to) {
@@ -373,13 +373,13 @@ impl World {
             world.agenda.set(world.now + ms(for_ms), Happening::FaultEnds(index));
         };
         match fault {
-            Fault::KillCoordinator { after_actions, back_after_ms, lose_in_flight } => {
-                let back_after = ms(back_after_ms);
+            Fault::KillCoordinator { after_actions, back_after_ms, vanish, lose_in_flight } => {
+                let death = Death { back_after: ms(back_after_ms), vanish, lose_in_flight };
                 match after_actions {
                     Some(left) if self.coordinator.life.is_some() => {
-                        self.coordinator.dies_after = Some((left, back_after, lose_in_flight));
+                        self.coordinator.dies_after = Some((left, death));
                     }
-                    _ => self.kill_coordinator(back_after, lose_in_flight),
+                    _ => self.kill_coordinator(death),
                 }
             }
             Fault::StopCoordinator { for_ms, .. } => {
@@ -670,7 +670,8 @@ impl World {
 
 fn name_of(fault: &Fault) -> &'static str {
     match fault {
-        Fault::KillCoordinator { .. } => "fault: coordinator killed",
+        Fault::KillCoordinator { vanish: false, .. } => "fault: coordinator killed",
+        Fault::KillCoordinator { vanish: true, .. } => "fault: coordinator's machine gone",
         Fault::StopCoordinator { .. } => "fault: coordinator stopped",
         Fault::JumpClock { .. } => "fault: clock jump",
         Fault::KillWorker { vanish: false, .. } => "fault: worker killed",
