@@ -36,7 +36,7 @@ pub struct Seat {
     pub inside: Option<Inside>,
     /// It has closed its connections.
     pub left: bool,
-    aborted: bool,
+    pub aborted: bool,
     /// A neighbour has closed its end.
     closed_by: Option<Rank>,
 }

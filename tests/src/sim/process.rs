@@ -2,7 +2,7 @@
 //! heartbeats, breaks exchanges off, looks for a lost coordinator, and ends. Around it, what starts
 //! processes again.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, collections::BTreeSet, rc::Rc};
 
 use musher_proto::{
     ids::{Generation, Rank, WorkerId},
@@ -57,6 +57,8 @@ pub struct Process {
     lost_at: Option<Time>,
     /// The generation that an abort is for.
     exchange: Option<Generation>,
+    /// Generations whose exchange was broken off, perhaps before the thread came to it.
+    pub aborted: BTreeSet<Generation>,
     stop: Rc<Cell<bool>>,
     pub thread: Thread,
     /// When its last report reaches the shell.
@@ -129,6 +131,7 @@ impl World {
             patience: Time::ZERO,
             lost_at: None,
             exchange: None,
+            aborted: BTreeSet::new(),
             stop: Rc::default(),
             thread: Thread::new(seed, now),
             reported: now,
@@ -324,6 +327,7 @@ impl World {
                 Output::Command { generation, command } => self.command(worker, generation, command),
                 Output::AbortExchange => {
                     if let Some(generation) = process.exchange.take() {
+                        process.aborted.insert(generation);
                         self.abort_exchange(generation, worker);
                     }
                 }

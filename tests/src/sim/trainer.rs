@@ -482,12 +482,14 @@ impl World {
     fn take_seat(&mut self, worker: usize, generation: Generation, form: &Form) {
         let index = |name: &musher_proto::ids::WorkerId| self.workers.iter().position(|w| w.name == *name);
         let workers: Vec<usize> = form.roster.iter().filter_map(|member| index(&member.worker)).collect();
-        let incarnation = self.workers[worker].process.as_ref().map(|process| process.incarnation);
+        let process = self.workers[worker].process.as_ref();
+        let incarnation = process.map(|process| process.incarnation);
+        let aborted = process.is_some_and(|process| process.aborted.contains(&generation));
         let in_use = |exchange: &Exchange| exchange.seats.iter().any(|s| s.incarnation.is_some() && !s.left);
         self.exchanges.retain(|_, exchange| in_use(exchange));
         let exchange = self.exchanges.entry(generation).or_insert_with(|| Exchange::new(workers));
         if let Some(seat) = exchange.seats.get_mut(form.rank.0 as usize) {
-            seat.incarnation = incarnation;
+            (seat.incarnation, seat.aborted) = (incarnation, aborted);
         }
     }
 
