@@ -160,11 +160,44 @@ impl World {
         Ok(())
     }
 
-    /// All members are in the same call, run, and reach their neighbours.
     pub fn complete_if_possible(&mut self, generation: Generation) {
+        self.connect_if_possible(generation);
+        self.call_if_possible(generation);
+    }
+
+    /// A rank is connected once both its neighbours are there.
+    fn connect_if_possible(&mut self, generation: Generation) {
+        let Some(exchange) = self.exchanges.get(&generation) else { return };
+        let connects = |seat: &Seat| {
+            seat.inside.as_ref().is_some_and(|inside| inside.call == Call::Connect && inside.result.is_none())
+        };
+        let ready: Vec<usize> = (0..exchange.seats.len())
+            .filter(|&rank| connects(&exchange.seats[rank]) && self.runs(&exchange.seats[rank]))
+            .filter(|&rank| self.missing_neighbour(exchange, rank).is_none())
+            .collect();
+        for rank in ready {
+            self.comes_through(generation, rank, CallResult::default());
+        }
+    }
+
+    /// The neighbour that a rank that connects waits for.
+    fn missing_neighbour(&self, exchange: &Exchange, rank: usize) -> Option<usize> {
+        let [predecessor, successor] = exchange.neighbours(rank);
+        let there = |seat: &Seat| self.runs(seat) && (seat.inside.is_some() || seat.done > 0);
+        let links = |first: usize| self.link_to_successor(exchange, first);
+        if !there(&exchange.seats[predecessor]) || !links(predecessor) {
+            return Some(predecessor);
+        }
+        (!there(&exchange.seats[successor]) || !links(rank)).then_some(successor)
+    }
+
+    /// All members are in the same call, run, and reach their neighbours.
+    fn call_if_possible(&mut self, generation: Generation) {
         let Some(exchange) = self.exchanges.get(&generation) else { return };
         let world = exchange.seats.len();
-        let awaited = |seat: &Seat| seat.inside.as_ref().is_some_and(|inside| inside.result.is_none());
+        let awaited = |seat: &Seat| {
+            seat.inside.as_ref().is_some_and(|inside| inside.call != Call::Connect && inside.result.is_none())
+        };
         if !exchange.seats.iter().all(|seat| awaited(seat) && self.runs(seat)) {
             return;
         }
@@ -186,30 +219,29 @@ impl World {
                 .fold(0, |all: u64, given| all.rotate_left(9).wrapping_add(given.statistics | 1)),
             state: inside().find_map(|given| given.state.clone()),
         };
-        let slow = (0..world).any(|rank| {
-            let [_, next] = exchange.neighbours(rank);
-            let node = |rank: usize| Node::Worker(exchange.seats[rank].worker);
-            self.links.is_slow(node(rank), node(next))
-        });
-        let longest = match (world, slow) {
+        for rank in 0..world {
+            self.comes_through(generation, rank, result.clone());
+        }
+    }
+
+    /// A rank's call is complete, and it will find so at a moment of its own.
+    fn comes_through(&mut self, generation: Generation, rank: usize, result: CallResult) {
+        let Some(exchange) = self.exchanges.get(&generation) else { return };
+        let node = |rank: usize| Node::Worker(exchange.seats[rank].worker);
+        let slow =
+            exchange.neighbours(rank).into_iter().any(|next| self.links.is_slow(node(rank), node(next)));
+        let longest = match (exchange.seats.len(), slow) {
             (1, _) => Time::ZERO,
             (_, false) => ms(60),
             (_, true) => ms(2000),
         };
-        let dice = self.dice;
-        let (now, mut due) = (self.now, Vec::new());
-        let Some(exchange) = self.exchanges.get_mut(&generation) else { return };
-        for (rank, seat) in exchange.seats.iter_mut().enumerate() {
-            let Some(inside) = &mut seat.inside else { continue };
-            inside.result = Some(result.clone());
-            let moment = dice.delay(&[0xE8, generation.0, rank as u64, seat.done], longest);
-            let input = Input::CallDone { generation, rank: Rank(rank as u32), done: seat.done };
-            let (worker, incarnation) = (seat.worker, seat.incarnation.unwrap_or_default());
-            due.push((now + moment, Happening::Process { worker, incarnation, input }));
-        }
-        for (at, happening) in due {
-            self.agenda.set(at, happening);
-        }
+        let Some(seat) = self.seat(generation, Rank(rank as u32)) else { return };
+        let Some(inside) = &mut seat.inside else { return };
+        inside.result = Some(result);
+        let (worker, incarnation, done) = (seat.worker, seat.incarnation.unwrap_or_default(), seat.done);
+        let moment = self.dice.delay(&[0xE8, generation.0, rank as u64, done], longest);
+        let input = Input::CallDone { generation, rank: Rank(rank as u32), done };
+        self.agenda.set(self.now + moment, Happening::Process { worker, incarnation, input });
     }
 
     fn runs(&self, seat: &Seat) -> bool {
@@ -278,16 +310,19 @@ impl World {
         let seat = exchange.seats.get(at)?;
         let inside = seat.inside.as_ref()?;
         let [predecessor, _] = exchange.neighbours(at);
+        let connecting = inside.call == Call::Connect;
         let peer = match error {
             CallError::PeerClosed(peer) => peer,
+            _ if connecting => Rank(self.missing_neighbour(exchange, at).unwrap_or(predecessor) as u32),
             _ => Rank(predecessor as u32),
         };
+        let received = seat.done.saturating_sub(1) * CALL + self.rounds_received(exchange, at) * ROUND;
         Some(Waited {
             peer,
             step: musher_proto::ids::Step(inside.call.step()),
             phase: inside.call.phase().into(),
             ms: (self.now - inside.since).as_millis() as u64,
-            received: seat.done * CALL + self.rounds_received(exchange, at) * ROUND,
+            received: if connecting { 0 } else { received },
             closed: matches!(error, CallError::PeerClosed(_)),
         })
     }

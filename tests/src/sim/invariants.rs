@@ -436,8 +436,9 @@ impl World {
     ) -> Verdict {
         let (Some(wait), Some(calm)) = (departure.wait(), self.calm_since) else { return Ok(()) };
         let Some(worker) = self.index_of(worker).map(|worker| &self.workers[worker]) else { return Ok(()) };
-        let all_in_calm =
-            calm.max(worker.resumed_at).max(worker.hangs_until).saturating_add(wait.waited) < self.now;
+        let began = worker.process.as_ref().map_or(self.now, |process| process.began);
+        let undisturbed_since = calm.max(worker.resumed_at).max(worker.hangs_until).max(began);
+        let all_in_calm = undisturbed_since.saturating_add(wait.waited) < self.now;
         let innocent = worker.runs() && all_in_calm;
         holds!(7, !innocent, "{} did its part and is removed: {departure}", worker.name);
         Ok(())
