@@ -435,11 +435,15 @@ impl World {
         departure: &Departure,
     ) -> Verdict {
         let (Some(wait), Some(calm)) = (departure.wait(), self.calm_since) else { return Ok(()) };
-        let Some(worker) = self.index_of(worker).map(|worker| &self.workers[worker]) else { return Ok(()) };
+        let Some(index) = self.index_of(worker) else { return Ok(()) };
+        let connection = self.connection_of(index).and_then(|id| self.connections.get(&id));
+        let is_it =
+            connection.is_some_and(|connection| connection.session.is_some() && connection.at_coordinator);
+        let worker = &self.workers[index];
         let began = worker.process.as_ref().map_or(self.now, |process| process.began);
         let undisturbed_since = calm.max(worker.resumed_at).max(worker.hangs_until).max(began);
         let all_in_calm = undisturbed_since.saturating_add(wait.waited) < self.now;
-        let innocent = worker.runs() && all_in_calm;
+        let innocent = worker.runs() && is_it && all_in_calm;
         holds!(7, !innocent, "{} did its part and is removed: {departure}", worker.name);
         Ok(())
     }
