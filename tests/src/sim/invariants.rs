@@ -56,7 +56,6 @@ pub struct Ledger {
     anew: BTreeMap<Generation, bool>,
     committed: BTreeSet<CheckpointId>,
     joined: BTreeSet<Session>,
-    benched: BTreeMap<WorkerId, Time>,
     pub stop_requested: bool,
     restart: Option<Restart>,
     /// Since when the core is in its phase, and in which.
@@ -136,7 +135,7 @@ impl World {
 
     /// A team takes the most advanced state that a worker holds which the coordinator can talk to and that
     /// is of its lineage. Lost may be only what nobody else held: of processes that died, that are cut off,
-    /// silent or stuck, and were given up, and of those that were put out because their links are.
+    /// silent or stuck, and were given up. One that its peers can't reach is not: others are put out first.
     fn invariant_2_applied_never_falls_behind_a_live_holder(
         &self,
         form: &Form,
@@ -792,9 +791,6 @@ impl World {
                 }
             }
             RunEvent::WorkerLeft { worker, departure, .. } => {
-                if let Departure::Unreachable { benched, .. } = departure {
-                    self.ledger.benched.insert(worker.clone(), self.now + *benched);
-                }
                 self.invariant_7_nobody_is_accused_without_cause(worker, departure)
             }
             RunEvent::RunFinished { outcome } => match outcome.status {
@@ -871,8 +867,7 @@ impl World {
         (member.ring_address == format!("{}:{incarnation}", member.worker)).then_some(worker)
     }
 
-    /// The process lives and runs, the coordinator has heard it join on a stream that is up, and has not
-    /// put it out.
+    /// The process lives and runs, and the coordinator has heard it join on a stream that is up.
     fn is_reachable(&self, worker: usize, given_up: &[Session]) -> bool {
         let host = &self.workers[worker];
         let connection = self.connection_of(worker).and_then(|id| self.connections.get(&id));
@@ -883,9 +878,7 @@ impl World {
             return false;
         };
         let session = connection.session.filter(|session| life.sessions.contains_key(session));
-        let benched = self.ledger.benched.get(&host.name).is_some_and(|until| *until + ms(1000) >= self.now);
         host.genuine
-            && !benched
             && session
                 .is_some_and(|session| self.ledger.joined.contains(&session) && !given_up.contains(&session))
     }
