@@ -3,16 +3,24 @@
 #   make train [DATA=path]   set-up, release build, then the main job on a small machine
 #   make test                set-up, build, all tests
 #
-# Both are quick the second time.
+# And for longer:
+#
+#   make soak [SEEDS=200000]  simulations with fresh seeds
+#   make mutants              shows that each invariant of the simulation can fail
+#
+# The first two are quick the second time.
 
 DATA ?= data/synth
 JOB ?= jobs/small.toml
 WORKERS ?= 2
 ARGS ?=
+SEEDS ?= 200000
 
 BIN := target/release
 
-.PHONY: train test setup build lint clean
+JUST_NOW := $(shell date +%s)
+
+.PHONY: train test soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
 	rm -rf runs/small
@@ -27,6 +35,12 @@ build: setup
 
 test: build
 	cargo test --release --locked --workspace --no-fail-fast
+
+soak:
+	cargo run --release --locked -p musher-tests --bin simulate -- --seeds $(JUST_NOW)000000..+$(SEEDS)
+
+mutants:
+	tools/mutants.sh
 
 lint: setup
 	cargo fmt --all --check

@@ -1,7 +1,8 @@
-//! What the end-to-end tests are told with: data sets, jobs, processes, and the events of a run as it goes.
+//! What the end-to-end tests are told with: data sets, jobs, processes, and the events of a run as it goes;
+//! and [`sim`], the simulation of the whole protocol without processes.
 //!
-//! The tests run the binaries that were built beside them, as a user would, and know nothing of their
-//! inside. What cannot be set up panics with a sentence; every wait has a deadline.
+//! The end-to-end tests run the binaries that were built beside them, as a user would, and know nothing of
+//! their inside. What cannot be set up panics with a sentence; every wait has a deadline.
 
 pub mod binaries;
 pub mod data;
@@ -9,6 +10,7 @@ pub mod job;
 pub mod process;
 pub mod run;
 pub mod scene;
+pub mod sim;
 
 pub use data::DataSet;
 pub use job::Job;
