@@ -5,12 +5,16 @@
 
 pub mod binaries;
 pub mod data;
+pub mod faults;
+pub mod history;
 pub mod job;
+pub mod network;
 pub mod process;
 pub mod run;
 pub mod scene;
 
 pub use data::DataSet;
+pub use history::History;
 pub use job::Job;
 pub use process::{End, Process};
 pub use run::{Event, Run};

@@ -91,29 +91,35 @@ impl Run {
     /// Waits for the first event that `is_it`.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
-        let dir = self.dir.clone();
-        let past = self.past;
-        let find = || events_of(&dir, past).into_iter().find(&is_it);
-        let found = until(
-            || {
-                // In this order: what it wrote before it ended is there to be found.
-                let ended = self.process.has_ended();
-                find().map(Some).or(ended.then_some(None))
-            },
-            || format!("no {what}\n{}", said(&dir)),
-        );
-        found.unwrap_or_else(|| panic!("the run ended without {what}\n{}", self.process.said()))
+        self.wait_to_find(what, |events| events.iter().find(|event| is_it(event)).cloned())
     }
 
     /// Waits for the `nth` event of that name, from 1.
     #[track_caller]
     pub fn wait_for_nth(&mut self, name: &str, nth: usize) -> Event {
-        let dir = self.dir.clone();
-        let past = self.past;
-        let reached = |event: &Event| {
-            events_of(&dir, past).iter().filter(|e| e.name() == name).nth(nth - 1) == Some(event)
-        };
-        self.wait_for(&format!("{name} number {nth}"), reached)
+        let find = |events: &[Event]| events.iter().filter(|e| e.name() == name).nth(nth - 1).cloned();
+        self.wait_to_find(&format!("{name} number {nth}"), find)
+    }
+
+    /// Waits for an event of that name that `is_it`, past the first `told` events.
+    #[track_caller]
+    pub fn wait_past(&mut self, told: usize, name: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        let find = |events: &[Event]| events[told..].iter().find(|e| e.name() == name && is_it(e)).cloned();
+        self.wait_to_find(&format!("{name} past the first {told} events"), find)
+    }
+
+    #[track_caller]
+    fn wait_to_find(&mut self, what: &str, find: impl Fn(&[Event]) -> Option<Event>) -> Event {
+        let (dir, past) = (self.dir.clone(), self.past);
+        let found = until(
+            || {
+                // In this order: what it wrote before it ended is there to be found.
+                let ended = self.process.has_ended();
+                find(&events_of(&dir, past)).map(Some).or(ended.then_some(None))
+            },
+            || format!("no {what}\n{}", said(&dir)),
+        );
+        found.unwrap_or_else(|| panic!("the run ended without {what}\n{}", self.process.said()))
     }
 
     /// Waits for the first mid-epoch checkpoint, after step 4 of a job with `checkpoint.every_steps = 4`.
@@ -144,6 +150,10 @@ impl Run {
         };
         let found = self.children().into_iter().find(is_it);
         found.unwrap_or_else(|| panic!("worker {local_rank} does not run\n{}", self.said()))
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
     }
 
     #[track_caller]

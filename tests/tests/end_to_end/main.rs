@@ -7,6 +7,8 @@ mod checks;
 mod data;
 mod disk_full;
 mod failures;
+mod hangs;
+mod links;
 mod refusals;
 mod repeatability;
 mod restart;

@@ -1,0 +1,217 @@
+//! What must hold of a run's events over all lives of its coordinator, each rule under its name.
+//!
+//! Events tell of decisions: a digest that ranks disagree on never becomes an `epoch_finished`, it
+//! becomes a `generation_aborted` of its own cause. So that cause's absence is the proof of agreement.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::Event;
+
+/// A run's events, and what the one who disturbed it knows beside them.
+#[derive(Debug)]
+pub struct History {
+    pub events: Vec<Event>,
+    pub samples: u64,
+    pub val_samples: u64,
+    pub global_batch: u64,
+    /// What was done to it, in order, each with the number of events told before.
+    pub blows: Vec<(usize, Blow)>,
+}
+
+/// What excuses that steps are lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// With the process went the state that it held.
+    WorkerKilled(String),
+    /// It can't be started from any more.
+    CheckpointDamaged(String),
+}
+
+/// Steps that had been told of and had to be taken again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fall {
+    pub from: u64,
+    pub to: u64,
+    /// Nobody was left who held anything: the run went back to a checkpoint.
+    pub holders_gone: bool,
+}
+
+type Verdict = Result<(), String>;
+type Rule = fn(&History) -> Verdict;
+
+impl History {
+    /// Of a run that nothing excuses: it was undisturbed, or all that was done to it is to cost nothing.
+    pub fn new(events: Vec<Event>, samples: u64, val_samples: u64, global_batch: u64) -> Self {
+        Self { events, samples, val_samples, global_batch, blows: Vec::new() }
+    }
+
+    /// All rules that do not hold, with what breaks them.
+    pub fn violations(&self) -> Vec<String> {
+        let rules: [(&str, Rule); 6] = [
+            ("each sample of an epoch is trained on once", Self::each_sample_is_trained_on_once),
+            ("each sample is validated once", Self::each_sample_is_validated_once),
+            ("each epoch ends once", Self::each_epoch_ends_once),
+            ("steps never go back", Self::steps_never_go_back),
+            ("replicas agree", Self::replicas_agree),
+            ("generations and terms grow", Self::generations_and_terms_grow),
+        ];
+        let broken =
+            rules.iter().filter_map(|(rule, holds)| holds(self).err().map(|why| format!("{rule}: {why}")));
+        broken.collect()
+    }
+
+    fn each_sample_is_trained_on_once(&self) -> Verdict {
+        let steps = self.samples.div_ceil(self.global_batch);
+        self.each("epoch_finished", |event| {
+            event.number("samples") == self.samples && event.number("step") == event.number("epoch") * steps
+        })
+    }
+
+    fn each_sample_is_validated_once(&self) -> Verdict {
+        self.each("validated", |event| event.number("samples") == self.val_samples)
+    }
+
+    /// Also: in order and without a gap. An event whose decision was persisted in the instant of a crash
+    /// is not told, so a gap is excused by the coordinator's restart; a repetition by a return to a
+    /// checkpoint.
+    fn each_epoch_ends_once(&self) -> Verdict {
+        for name in ["epoch_finished", "validated"] {
+            let (mut last, mut excused) = (0, false);
+            let mut falls = self.falls_by_event();
+            for (index, event) in self.events.iter().enumerate() {
+                if let Some(fall) = falls.remove(&index) {
+                    let steps = self.samples.div_ceil(self.global_batch);
+                    last = if fall.holders_gone { last.min(fall.to / steps) } else { last };
+                }
+                excused |= event.name() == "coordinator_restarted" || event.has("resumed_from");
+                if event.name() == name {
+                    let epoch = event.number("epoch");
+                    let fits = epoch == last + 1 || excused && epoch > last;
+                    let redone = name == "validated" && excused && epoch == last;
+                    ensure(fits || redone, || format!("{name} of epoch {epoch} after that of {last}"))?;
+                    (last, excused) = (epoch, false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A step that had been told of is only taken again when its only holder was lost, or when all
+    /// holders were and the newest sound checkpoint is older.
+    fn steps_never_go_back(&self) -> Verdict {
+        for (index, fall) in self.falls_by_event() {
+            let Fall { from, to, holders_gone } = fall;
+            let checkpoint = self.newest_checkpoint_before(index);
+            let allowed = match holders_gone {
+                true => to >= checkpoint,
+                false => from - to == 1,
+            };
+            ensure(allowed, || {
+                format!(
+                    "from {from} to {to} (newest sound checkpoint: {checkpoint}) at {:?}",
+                    self.events[index]
+                )
+            })?;
+        }
+        self.steps_grow_within_a_generation()
+    }
+
+    fn steps_grow_within_a_generation(&self) -> Verdict {
+        let mut told = BTreeMap::new();
+        for event in &self.events {
+            let (generation, step) = match event.name() {
+                "generation_formed" => (event.number("generation"), event.number("applied_step")),
+                "progress" => (event.number("generation"), event.number("step")),
+                _ => continue,
+            };
+            let former = told.insert(generation, step);
+            ensure(former <= Some(step), || format!("within a generation at {event:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn replicas_agree(&self) -> Verdict {
+        let differ = |event: &Event| {
+            ["states_differ", "validation_differs"].map(Some).contains(&event["cause"].as_str())
+        };
+        self.each("generation_aborted", |event| !differ(event))
+    }
+
+    fn generations_and_terms_grow(&self) -> Verdict {
+        for (name, field) in [("generation_formed", "generation"), ("run_started", "term")] {
+            let numbers = || self.named(name).map(|event| event.number(field));
+            let grow = numbers().zip(numbers().skip(1)).all(|(one, next)| one < next);
+            ensure(grow, || format!("{field}s of {name}: {:?}", numbers().collect::<Vec<_>>()))?;
+        }
+        Ok(())
+    }
+
+    /// Every loss of steps that the events tell of.
+    pub fn falls(&self) -> Vec<Fall> {
+        self.falls_by_event().into_values().collect()
+    }
+
+    /// By the event that told of it.
+    fn falls_by_event(&self) -> BTreeMap<usize, Fall> {
+        let mut falls = BTreeMap::new();
+        let (mut told, mut formed_at, mut world) = (0, 0, 0);
+        for (index, event) in self.events.iter().enumerate() {
+            match event.name() {
+                "progress" | "epoch_finished" => told = told.max(event.number("step")),
+                "generation_formed" => {
+                    let to = event.number("applied_step");
+                    if to < told {
+                        let holders_gone = self.gone_between(formed_at, index).len() as u64 >= world;
+                        falls.insert(index, Fall { from: told, to, holders_gone });
+                    }
+                    (told, formed_at, world) = (to, index, event.number("world_size"));
+                }
+                _ => {}
+            }
+        }
+        falls
+    }
+
+    /// Workers that were lost between two events, as the events or the blows tell.
+    fn gone_between(&self, from: usize, to: usize) -> BTreeSet<&str> {
+        let left = self.events[from..to].iter().filter(|event| event.name() == "worker_left");
+        let killed = self.blows.iter().filter_map(|(after, blow)| match blow {
+            Blow::WorkerKilled(worker) if (from..=to).contains(after) => Some(worker.as_str()),
+            _ => None,
+        });
+        left.map(|event| event.text("worker")).chain(killed).collect()
+    }
+
+    /// The step of the newest checkpoint that was told of and is sound; 0 without one.
+    fn newest_checkpoint_before(&self, index: usize) -> u64 {
+        let mut sound = BTreeMap::new();
+        for (at, event) in self.events[..index].iter().enumerate() {
+            for (_, blow) in self.blows.iter().filter(|(after, _)| *after == at) {
+                if let Blow::CheckpointDamaged(id) = blow {
+                    sound.remove(id.as_str());
+                }
+            }
+            if event.name() == "checkpoint_committed" {
+                sound.insert(event.text("id"), event.number("step"));
+            }
+        }
+        for (_, blow) in self.blows.iter().filter(|(after, _)| *after == index) {
+            if let Blow::CheckpointDamaged(id) = blow {
+                sound.remove(id.as_str());
+            }
+        }
+        sound.into_values().max().unwrap_or(0)
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &Event> {
+        self.events.iter().filter(move |event| event.name() == name)
+    }
+
+    fn each(&self, name: &str, holds: impl Fn(&Event) -> bool) -> Verdict {
+        self.named(name).find(|event| !holds(event)).map_or(Ok(()), |event| Err(format!("{event:?}")))
+    }
+}
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
