@@ -73,8 +73,26 @@ impl Announcer {
             RunEvent::WorkerRefused { worker, reason } => {
                 event!(warn, "worker_refused", self, worker = worker.as_str(), reason)
             }
-            RunEvent::WorkerLeft { worker, rank, reason } => {
-                event!(warn, "worker_left", self, worker = worker.as_str(), rank = rank.map(|r| r.0), reason)
+            RunEvent::WorkerLeft { worker, rank, departure } => {
+                let wait = departure.wait();
+                event!(
+                    warn,
+                    "worker_left",
+                    self,
+                    worker = worker.as_str(),
+                    rank = rank.map(|r| r.0),
+                    cause = departure.cause(),
+                    reason = departure.to_string(),
+                    phase = wait.map(|wait| wait.phase.as_str()),
+                    step = wait.map(|wait| wait.step.0),
+                    waited_s = wait.map(|wait| wait.waited.as_secs_f64()),
+                )
+            }
+            RunEvent::WorkerReturned { worker, rank } => {
+                event!(info, "worker_returned", self, worker = worker.as_str(), rank = rank.0)
+            }
+            RunEvent::WorkerSlow { worker, rank, step_ms, median_ms } => {
+                event!(warn, "worker_slow", self, worker = worker.as_str(), rank = rank.0, step_ms, median_ms,)
             }
             RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => {
                 event!(
@@ -89,9 +107,33 @@ impl Announcer {
                 );
                 self.warn_of_small_shares(*world_size);
             }
-            RunEvent::GenerationAborted { generation, reason } => {
-                event!(warn, "generation_aborted", self, generation = generation.0, reason)
+            RunEvent::GenerationContinued { generation, world_size } => {
+                event!(info, "generation_continued", self, generation = generation.0, world_size)
             }
+            RunEvent::GenerationAborted { generation, cause } => {
+                let (member, wait) = (cause.member(), cause.wait());
+                event!(
+                    warn,
+                    "generation_aborted",
+                    self,
+                    generation = generation.0,
+                    cause = cause.cause(),
+                    reason = cause.to_string(),
+                    worker = member.map(|(worker, _)| worker.as_str()),
+                    rank = member.map(|(_, rank)| rank.0),
+                    phase = wait.map(|wait| wait.phase.as_str()),
+                    step = wait.map(|wait| wait.step.0),
+                    waited_s = wait.map(|wait| wait.waited.as_secs_f64()),
+                )
+            }
+            RunEvent::StepsLost { generation, reported, applied } => event!(
+                warn,
+                "steps_lost",
+                self,
+                generation = generation.0,
+                reported_step = reported.0,
+                applied_step = applied.0,
+            ),
             RunEvent::EpochStarted { generation, epoch, step, samples } => {
                 self.show_epoch(*epoch, *samples);
                 event!(

@@ -94,6 +94,7 @@ fn as_json(status: &StatusReply) -> serde_json::Value {
         "images_per_second": status.images_per_second,
         "best_epoch": status.best_epoch,
         "best_value": status.best_value,
+        "last_trouble": status.last_trouble,
         "workers": status.workers.iter().map(|worker| serde_json::json!({
             "worker": worker.worker,
             "rank": worker.rank,
@@ -102,6 +103,7 @@ fn as_json(status: &StatusReply) -> serde_json::Value {
             "phase": worker.phase,
             "step": worker.applied,
             "step_ms": worker.step_ms,
+            "doing_ms": worker.doing_ms,
             "silent_ms": worker.silent_ms,
         })).collect::<Vec<_>>(),
     })
@@ -132,14 +134,18 @@ fn as_text(status: &StatusReply) -> String {
     for worker in &status.workers {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
         text += &format!(
-            "  rank {rank:>3}  {:<24} {:<8} {:<12} step {:>8}  {:>8.1} ms/step  heard {:.1} s ago\n",
+            "  rank {rank:>3}  {:<24} {:<8} step {:>8}  {:>8.1} ms/step  heard {:.1} s ago  {} for {:.1} s\n",
             worker.worker,
             worker.device,
-            worker.phase,
             worker.applied,
             worker.step_ms,
             worker.silent_ms as f64 / 1e3,
+            worker.phase,
+            worker.doing_ms as f64 / 1e3,
         );
+    }
+    if let Some(trouble) = &status.last_trouble {
+        text += &format!("last trouble: {trouble}\n");
     }
     text
 }

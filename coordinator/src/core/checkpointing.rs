@@ -1,6 +1,6 @@
 //! One checkpoint from the request to the commit: which parts are awaited, and whether they agree.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
     ids::{CheckpointId, Rank, Session, WorkerId},
@@ -22,6 +22,9 @@ pub struct OpenCheckpoint {
     pub stall_ms: f64,
     /// The store is committing it; nothing is awaited from workers any more.
     pub committing: bool,
+    /// When it was opened, or its last part was stored.
+    pub moved: Time,
+    patience: Duration,
     awaited: BTreeSet<(WorkerId, Part)>,
 }
 
@@ -40,6 +43,7 @@ impl OpenCheckpoint {
         team: &Team,
         peers: &Peers,
         now: Time,
+        patience: Duration,
     ) -> (Self, Vec<(Session, Save)>) {
         let mut awaited = BTreeSet::new();
         let saves = team
@@ -62,7 +66,24 @@ impl OpenCheckpoint {
                 (session, save)
             })
             .collect();
-        (Self { commit, opened: now, stall_ms: 0.0, committing: false, awaited }, saves)
+        let open =
+            Self { commit, opened: now, stall_ms: 0.0, committing: false, moved: now, patience, awaited };
+        (open, saves)
+    }
+
+    /// When it is given up; `None` while nothing is awaited from workers.
+    pub fn deadline(&self) -> Option<Time> {
+        (!self.committing).then(|| self.moved + self.patience)
+    }
+
+    /// Who let the deadline pass.
+    pub fn overdue(&self) -> String {
+        let workers: BTreeSet<&str> = self.awaited.iter().map(|(worker, _)| worker.as_str()).collect();
+        format!(
+            "no part was stored for {:.0} s (10 x cluster.step_timeout_s), and {} still owed one",
+            self.patience.as_secs_f64(),
+            Vec::from_iter(workers).join(", ")
+        )
     }
 
     pub fn id(&self) -> &CheckpointId {
@@ -78,7 +99,8 @@ impl OpenCheckpoint {
     ///
     /// # Errors
     /// A sentence, if the part belongs to another moment of the run: the checkpoint must be abandoned.
-    pub fn part_stored(&mut self, header: &PartHeader) -> Result<bool, String> {
+    pub fn part_stored(&mut self, header: &PartHeader, now: Time) -> Result<bool, String> {
+        self.moved = now;
         let position = self.commit.position;
         if (header.lineage, header.applied) != (position.lineage, position.applied) {
             return Err(format!(

@@ -9,7 +9,11 @@ use musher_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{early_stopping::EarlyStopping, scores::Scores};
+use super::{
+    early_stopping::EarlyStopping,
+    reasons::{AbortCause, Departure},
+    scores::Scores,
+};
 
 /// Time since the coordinator's start. The core has no clock of its own.
 pub type Time = Duration;
@@ -108,6 +112,7 @@ pub struct Fences {
 
 /// What outlives a coordinator besides checkpoints: `state.json`. Live workers go on from it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RunState {
     /// Tells this run from another of the same name.
     pub id: String,
@@ -117,8 +122,12 @@ pub struct RunState {
     pub last_scores: Option<Scores>,
     /// A checkpoint that was decided on and is not durable yet.
     pub owed: Option<OwedSave>,
-    /// Who was in the newest generation.
+    /// Who was in the newest generation, in rank order.
     pub roster: Vec<WorkerId>,
+    /// Of a replica.
+    pub state_bytes: u64,
+    /// Somebody wants the run to end so that it can be resumed, and it has not ended yet.
+    pub stop_requested: bool,
     /// The data set that the run was started with.
     pub dataset_digest: Option<String>,
 }
@@ -254,7 +263,19 @@ pub enum RunEvent {
     WorkerLeft {
         worker: WorkerId,
         rank: Option<Rank>,
-        reason: String,
+        departure: Departure,
+    },
+    /// A member whose stream had broken goes on.
+    WorkerReturned {
+        worker: WorkerId,
+        rank: Rank,
+    },
+    /// Its own part of a step, and its team-mates' median.
+    WorkerSlow {
+        worker: WorkerId,
+        rank: Rank,
+        step_ms: f64,
+        median_ms: f64,
     },
     GenerationFormed {
         generation: Generation,
@@ -263,9 +284,20 @@ pub enum RunEvent {
         applied: Step,
         elapsed: Duration,
     },
+    /// A restarted coordinator found its whole team at work.
+    GenerationContinued {
+        generation: Generation,
+        world_size: u32,
+    },
     GenerationAborted {
         generation: Generation,
-        reason: String,
+        cause: AbortCause,
+    },
+    /// Steps that a worker had reported are lost with it, and will be taken again.
+    StepsLost {
+        generation: Generation,
+        reported: Step,
+        applied: Step,
     },
     EpochStarted {
         generation: Generation,

@@ -14,6 +14,7 @@ impl Core {
         if std::mem::replace(&mut self.stop_requested, true) {
             return;
         }
+        self.persist(out); // a next life of the coordinator keeps the promise
         match self.phase {
             Phase::Training { .. } => self.send_team(&ToWorker::Pause, out),
             // A state that only workers hold is saved once its team is formed.
@@ -44,6 +45,9 @@ impl Core {
         }
         for &session in self.peers.keys() {
             self.send(session, ToWorker::Finish(status.goodbye()), out);
+        }
+        if std::mem::take(&mut self.stop_requested) {
+            self.persist(out);
         }
         let outcome = self.outcome(status);
         out.push(Action::Emit(match &outcome.status {

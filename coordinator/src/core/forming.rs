@@ -1,40 +1,38 @@
 //! From connected workers to a generation that holds one state: gathering, forming, aborting.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
     ids::{Generation, Rank, Session},
-    message::{Form, Interrupted, Member, ReplicaLabel, Start, Synced, ToWorker},
+    message::{Form, Interrupted, Member, ReplicaLabel, Start, Synced, ToWorker, Waited},
 };
 use sha2::{Digest, Sha256};
 
 use super::{
-    Core, Gathering, Phase,
+    Bench, Core, Gathering, Inquest, Phase,
     effects::{Action, Fences, RunEvent, Status, Time},
+    evidence,
+    reasons::{AbortCause, Departure, Wait},
     roster::{Replies, Team},
     seconds,
 };
 
 /// A team that fails so often in a row without a step between is not going to succeed.
 const BARREN_LIMIT: u32 = 5;
+/// A worker that is put out again and again stays out for so many step time-outs at most.
+const LONGEST_BENCH: u32 = 16;
 
 impl Core {
     /// Forms the next generation when enough workers are there, or when waiting longer is pointless.
     pub(super) fn form_if_ready(&mut self, now: Time, out: &mut Vec<Action>) {
-        if self.still_listens(now) {
+        if self.still_listens(now, out) {
             return;
         }
         let Phase::Gathering(gathering) = &self.phase else { return };
+        if !gathering.awaiting.is_empty() || self.awaits_commit() {
+            return;
+        }
         let due = now >= gathering.until;
-        if !gathering.awaiting.is_empty() {
-            if due {
-                self.drop_unresponsive(now, out);
-            }
-            return;
-        }
-        if self.awaits_commit() {
-            return;
-        }
         let pooled = gathering.pooled;
         if self.stop_requested {
             return match self.newest_held() {
@@ -65,7 +63,7 @@ impl Core {
     /// When the wait's end changes anything; below `min_workers` a run that once trained waits on.
     pub(super) fn gathering_deadline(&self, gathering: &Gathering) -> Option<Time> {
         if !gathering.awaiting.is_empty() {
-            return Some(gathering.until);
+            return None; // their budgets bound the wait
         }
         if gathering.listening.is_some() {
             return gathering.listening;
@@ -90,16 +88,9 @@ impl Core {
     pub(super) fn newest_held(&self) -> Option<ReplicaLabel> {
         self.peers
             .values()
+            .filter(|peer| peer.is_ready())
             .filter_map(|peer| self.eligible(peer.held()))
             .max_by_key(|held| (held.applied, held.lineage))
-    }
-
-    fn drop_unresponsive(&mut self, now: Time, out: &mut Vec<Action>) {
-        let Phase::Gathering(gathering) = &mut self.phase else { return };
-        for session in std::mem::take(&mut gathering.awaiting) {
-            out.push(Action::CloseSession { session });
-            self.peer_lost(session, "it did not leave the aborted generation in time", now, out);
-        }
     }
 
     /// `pooled`: equal labels mean equal states, so nothing needs to be sent to those who hold the donor's.
@@ -108,7 +99,7 @@ impl Core {
         let mut joined: Vec<(Session, Option<ReplicaLabel>)> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.join.is_some())
+            .filter(|(_, peer)| peer.is_ready())
             .map(|(&session, peer)| (session, self.eligible(peer.held())))
             .collect();
         // By name, so that a team of the same workers has the same ranks whoever was first.
@@ -175,8 +166,10 @@ impl Core {
             .iter()
             .position(|s| (s.state_digest, s.state_bytes) != (first.state_digest, first.state_bytes))
         {
-            let reason = format!("after the sync rank {odd} holds another state than rank 0");
-            return self.abort(reason, now, out);
+            let rank = Rank(odd as u32);
+            let worker = team.session_of(rank).and_then(|session| self.peers.get(&session));
+            let worker = worker.map_or_else(|| "unknown".into(), |peer| peer.worker().clone());
+            return self.abort(AbortCause::StatesDiffer { worker, rank }, now, out);
         }
         let (team, donor, anew, since) = (team.clone(), *donor, *anew, *since);
         let generation = team.generation;
@@ -188,6 +181,11 @@ impl Core {
             applied: first.held.applied,
             elapsed: now.saturating_sub(since),
         }));
+        if first.held.applied < self.last_applied {
+            let (reported, applied) = (self.last_applied, first.held.applied);
+            out.push(Action::Emit(RunEvent::StepsLost { generation, reported, applied }));
+        }
+        self.state_bytes = first.state_bytes;
         self.fences.lineage = generation;
         if anew || self.is_behind(first.held) {
             self.roll_back(first.held);
@@ -197,30 +195,32 @@ impl Core {
     }
 
     /// The generation can't go on. Survivors drop the step in flight and say what they hold.
-    pub(super) fn abort(&mut self, reason: String, now: Time, out: &mut Vec<Action>) {
+    pub(super) fn abort(&mut self, cause: AbortCause, now: Time, out: &mut Vec<Action>) {
         let Some(team) = self.team().cloned() else { return };
-        out.push(Action::Emit(RunEvent::GenerationAborted {
-            generation: team.generation,
-            reason: reason.clone(),
-        }));
+        let reason = cause.to_string();
+        let accounted_for = match cause {
+            AbortCause::ExchangeBroken { .. } | AbortCause::ExchangeStuck(_) => false,
+            AbortCause::MemberLost { .. }
+            | AbortCause::StatesDiffer { .. }
+            | AbortCause::ValidationFailed { .. } => true,
+        };
+        self.last_trouble = Some(format!("generation {} was aborted: {reason}", team.generation));
+        out.push(Action::Emit(RunEvent::GenerationAborted { generation: team.generation, cause }));
         let awaiting: BTreeSet<Session> =
             team.members().map(|(_, session)| session).filter(|s| self.peers.contains_key(s)).collect();
         for &session in &awaiting {
             self.send(session, ToWorker::Abort { reason: reason.clone() }, out);
         }
-        let patience = match awaiting.is_empty() {
-            true => self.job.cluster.regroup_window_s,
-            false => self.job.cluster.step_timeout_s,
-        };
         self.phase = Phase::Gathering(Gathering {
             awaiting,
-            until: now + seconds(patience),
+            until: now + seconds(self.job.cluster.regroup_window_s),
             // The survivors go on at once; who comes back is taken in between two steps.
             wanted: self.job.cluster.min_workers,
-            give_up: None,
-            listening: None,
-            pooled: false,
+            since: now,
+            inquest: (!accounted_for).then_some(Inquest { team, testimony: Vec::new() }),
+            ..Gathering::default()
         });
+        self.suspects_are_lost(now, out);
         self.barren += 1;
         if self.barren >= BARREN_LIMIT {
             self.fail(
@@ -242,13 +242,43 @@ impl Core {
     ) {
         let Some(peer) = self.peers.get_mut(&session) else { return };
         let worker = peer.worker().clone();
+        let returns = peer.at_work().is_some();
         if let Some(join) = &mut peer.join {
             join.held = report.held;
+            join.at_work = None;
         }
-        if let Some(rank) = self.team().and_then(|team| team.rank_of(session)) {
-            self.abort(format!("worker {worker} (rank {rank}) lost its peers: {}", report.reason), now, out);
+        if let Some(held) = self.eligible(report.held) {
+            self.advanced_to(held.applied);
+        }
+        let rank = self.team().and_then(|team| team.rank_of(session));
+        if rank.is_some() {
+            self.suspects_are_lost(now, out); // which aborts the generation, too
+        }
+        if let Some(rank) = rank.filter(|_| self.team().is_some()) {
+            let wait = report.waited.as_ref().map(wait);
+            let reason = report.reason.clone();
+            self.abort(AbortCause::ExchangeBroken { worker, rank, reason, wait }, now, out);
+        }
+        if let Some(waited) = report.waited {
+            self.hear(session, waited);
+        }
+        if returns {
+            self.is_ready(session, now, out);
         }
         self.settled(session, now, out);
+    }
+
+    /// Takes a member's testimony. A connection that was closed in an orderly way, or a short wait, says
+    /// nothing about links.
+    fn hear(&mut self, session: Session, waited: Waited) {
+        let long = seconds(self.job.cluster.step_timeout_s) / 2;
+        if let Phase::Gathering(Gathering { inquest: Some(inquest), .. }) = &mut self.phase
+            && let Some(rank) = inquest.team.rank_of(session)
+            && !waited.closed
+            && Duration::from_millis(waited.ms) >= long
+        {
+            inquest.testimony.push((rank, waited));
+        }
     }
 
     /// A former member has said what it holds, or is gone. After the last, others have a while to come.
@@ -256,6 +286,9 @@ impl Core {
         let Phase::Gathering(gathering) = &mut self.phase else { return };
         if gathering.awaiting.remove(&session) && gathering.awaiting.is_empty() {
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
+            if let Some(inquest) = gathering.inquest.take() {
+                self.put_out(inquest, now, out);
+            }
             let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
             let saves_first = self.newest_held().is_some_and(|held| !self.is_safe(held));
             if joined < wanted && !saves_first {
@@ -263,4 +296,40 @@ impl Core {
             }
         }
     }
+
+    /// Benches the member that the evidence speaks against, if there is any.
+    fn put_out(&mut self, Inquest { team, testimony }: Inquest, now: Time, out: &mut Vec<Action>) {
+        let newest = self.newest_held();
+        let holds_it = |session: Session| self.peers.get(&session).is_some_and(|p| p.held() == newest);
+        let donor = team.members().find_map(|(rank, session)| holds_it(session).then_some(rank));
+        let Some(rank) = evidence::verdict(&testimony, donor.unwrap_or_default()) else { return };
+        let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
+        let Some((_, waited)) = witness else { return };
+        let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
+            return;
+        };
+        let bench = self.bench.entry(peer.worker().clone()).or_insert(Bench { until: now, times: 0 });
+        let rounds = 1u32.checked_shl(bench.times).unwrap_or(u32::MAX).min(LONGEST_BENCH);
+        let benched = seconds(self.job.cluster.step_timeout_s) * rounds;
+        *bench = Bench { until: now + benched, times: bench.times + 1 };
+        peer.benched = Some(bench.until);
+        let departure = Departure::Unreachable { wait: wait(waited), benched };
+        let worker = peer.worker().clone();
+        self.last_trouble = Some(format!("worker {worker} was put out: {departure}"));
+        out.push(Action::Emit(RunEvent::WorkerLeft { worker, rank: Some(rank), departure }));
+    }
+
+    /// Those whose time on the bench is over are as good as newcomers.
+    pub(super) fn end_benches(&mut self, now: Time, out: &mut Vec<Action>) {
+        let over = |peer: &super::Peer| peer.benched.is_some_and(|until| now >= until);
+        let free: Vec<Session> = self.peers.iter().filter(|(_, p)| over(p)).map(|(&s, _)| s).collect();
+        for session in free {
+            self.is_ready(session, now, out);
+        }
+    }
+}
+
+fn wait(waited: &Waited) -> Wait {
+    let Waited { step, phase, ms, .. } = waited;
+    Wait { step: *step, phase: format!("exchange, {phase}"), waited: Duration::from_millis(*ms) }
 }

@@ -5,6 +5,7 @@ use musher_proto::{ids::Session, message::ToWorker};
 use super::{
     Core, Phase,
     effects::{Action, RunEvent, Status, Time},
+    reasons::Departure,
 };
 
 impl Core {
@@ -38,7 +39,7 @@ impl Core {
             out.push(Action::Emit(RunEvent::WorkerLeft {
                 worker,
                 rank: None,
-                reason: "it was drained".into(),
+                departure: Departure::Drained,
             }));
             self.settled(session, now, out);
         }
@@ -58,6 +59,6 @@ impl Core {
 
     /// Workers that have joined and want to stay.
     pub(super) fn staying(&self) -> u32 {
-        self.peers.values().filter(|peer| peer.join.is_some() && !peer.leaving).count() as u32
+        self.peers.values().filter(|peer| peer.is_ready() && !peer.leaving).count() as u32
     }
 }

@@ -7,25 +7,34 @@ mod checkpointing;
 pub mod early_stopping;
 pub mod effects;
 mod ending;
+mod evidence;
 mod forming;
+mod hangs;
 mod leaving;
+pub mod reasons;
 mod restart;
+mod returning;
 mod roster;
 pub mod scores;
+mod slowness;
 mod status;
+mod time;
 mod training;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Session, Step, WorkerId},
     job::JobConfig,
     message::{
         DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker,
-        Train, Validated, Welcome,
+        Train, Validated, Waited, Welcome,
     },
 };
 
@@ -34,7 +43,8 @@ pub use effects::{
     Action, Commit, Event, Fences, Outcome, OwedSave, Position, RunEvent, RunProgress, RunState, Status,
     Stopped, Time,
 };
-use roster::{Peer, Peers, Replies, Team};
+use reasons::{AbortCause, Departure, Wait};
+use roster::{Peer, Peers, Replies, Suspect, Team};
 pub use status::{PeerStatus, RunStatus};
 
 /// What a coordinator starts from.
@@ -76,8 +86,18 @@ pub struct Core {
     started_on: Option<String>,
     phase: Phase,
     progress: RunProgress,
-    /// Who was in the newest generation.
+    /// Who was in the newest generation, in rank order.
     roster: Vec<WorkerId>,
+    /// Of a replica; 0 until one was synced.
+    state_bytes: u64,
+    /// Workers that were put out lately: until when, and how often in a row.
+    bench: BTreeMap<WorkerId, Bench>,
+    /// What went wrong last, for people who ask.
+    last_trouble: Option<String>,
+    /// When `handle` was asked to be called again at the latest.
+    asked: Option<Time>,
+    /// When it last found itself late.
+    forgave: Option<Time>,
     /// Where a team starts that no holder of the lineage's state is in.
     durable: Option<Durable>,
     checkpoint: Option<OpenCheckpoint>,
@@ -119,7 +139,6 @@ enum Phase {
     },
     Training {
         team: Team,
-        state_bytes: u64,
         train: Train,
         finished: Replies<SegmentFinished>,
         since: Time,
@@ -128,6 +147,7 @@ enum Phase {
         team: Team,
         stop: StoppingPoint,
         validated: Replies<Validated>,
+        since: Time,
     },
     /// A checkpoint on its way must be durable before the next can be taken, or before the run ends.
     Storing {
@@ -159,6 +179,23 @@ struct Gathering {
     /// The former team stands between two steps with its batch-norm statistics pooled, so equal labels
     /// mean equal states. In mid-segment each rank has running statistics of its own.
     pooled: bool,
+    since: Time,
+    /// What the members of an aborted generation saw of their exchange.
+    inquest: Option<Inquest>,
+}
+
+/// After an abort for which no lost member accounts: whose links are cut?
+#[derive(Debug)]
+struct Inquest {
+    team: Team,
+    testimony: Vec<(Rank, Waited)>,
+}
+
+/// A worker that was put out.
+#[derive(Clone, Copy, Debug)]
+struct Bench {
+    until: Time,
+    times: u32,
 }
 
 /// The newest committed checkpoint.
@@ -172,7 +209,6 @@ struct Durable {
 #[derive(Clone, Copy, Debug)]
 struct StoppingPoint {
     finished: SegmentFinished,
-    state_bytes: u64,
 }
 
 /// A checkpoint that is due at the stopping point after `applied` steps.
@@ -191,10 +227,11 @@ impl Core {
     pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         let out = &mut actions;
+        self.forgive_lateness(now);
         match event {
             Event::SessionOpened { session, hello } => self.session_opened(session, hello, now, out),
             Event::MessageReceived { session, message } => self.message_received(session, message, now, out),
-            Event::SessionClosed { session, reason } => self.peer_lost(session, &reason, now, out),
+            Event::SessionClosed { session, reason } => self.stream_ended(session, reason, now, out),
             Event::PartStored { header } => self.part_stored(&header, now, out),
             Event::PartFailed { header, reason } => self.part_failed(&header, &reason, now, out),
             Event::CheckpointCommitted { checkpoint, bytes } => self.committed(&checkpoint, bytes, now, out),
@@ -204,8 +241,7 @@ impl Core {
                 }
             }
             Event::DrainRequested { worker } => {
-                let found = self.peers.iter().find(|(_, peer)| *peer.worker() == worker);
-                if let Some((&session, _)) = found {
+                if let Some(session) = self.session_of(&worker) {
                     self.leaving(session, now, out);
                 }
             }
@@ -214,19 +250,27 @@ impl Core {
             Event::TimePassed => {}
         }
         self.time_passed(now, out);
+        self.asked = self.next_deadline();
         actions
     }
 
     /// When `handle` wants to hear of the time again.
     pub fn next_deadline(&self) -> Option<Time> {
-        let silence = self.peers.values().map(|peer| peer.heard + self.heartbeat_timeout()).min();
+        let peers = self.peers.values().flat_map(|peer| {
+            let lost = match &peer.suspect {
+                Some(suspect) => suspect.until,
+                None => peer.heard + self.heartbeat_timeout(),
+            };
+            [Some(lost), peer.benched].into_iter().flatten()
+        });
         let phase = match &self.phase {
             Phase::Gathering(gathering) => self.gathering_deadline(gathering),
             Phase::Lingering { until, .. } => Some(*until),
             Phase::Ended => return None,
             _ => None,
         };
-        [silence, phase].into_iter().flatten().min()
+        let checkpoint = self.checkpoint.as_ref().and_then(|open| open.deadline());
+        peers.chain(phase).chain(checkpoint).chain(self.hang_deadline()).min()
     }
 
     fn session_opened(&mut self, session: Session, hello: Hello, now: Time, out: &mut Vec<Action>) {
@@ -237,30 +281,24 @@ impl Core {
             );
             return self.refuse(session, &hello, reason, out);
         }
-        let former = self
+        if self
             .peers
-            .iter()
-            .find(|(_, peer)| *peer.worker() == hello.worker)
-            .map(|(&s, p)| (s, p.hello.incarnation));
-        match former {
-            Some((_, incarnation)) if incarnation > hello.incarnation => {
-                let reason = format!("a newer process of worker {} is connected already", hello.worker);
-                return self.refuse(session, &hello, reason, out);
-            }
-            Some((former, _)) => {
-                out.push(Action::CloseSession { session: former });
-                self.peer_lost(former, "a new connection took its place", now, out);
-            }
-            None if self.peers.len() as u32 >= self.job.cluster.max_workers => {
-                let reason = format!(
-                    "the team has cluster.max_workers = {} members already",
-                    self.job.cluster.max_workers
-                );
-                return self.refuse(session, &hello, reason, out);
-            }
-            None => {}
+            .values()
+            .any(|peer| *peer.worker() == hello.worker && peer.hello.incarnation > hello.incarnation)
+        {
+            let reason = format!("a newer process of worker {} is connected already", hello.worker);
+            return self.refuse(session, &hello, reason, out);
         }
-        self.peers.insert(session, Peer { hello, join: None, progress: None, heard: now, leaving: false });
+        self.give_way(&hello, now, out);
+        let others = self.peers.values().filter(|peer| *peer.worker() != hello.worker).count();
+        if others as u32 >= self.job.cluster.max_workers {
+            let reason = format!(
+                "the team has cluster.max_workers = {} members already",
+                self.job.cluster.max_workers
+            );
+            return self.refuse(session, &hello, reason, out);
+        }
+        self.peers.insert(session, Peer::new(hello, now));
         let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
         self.send(
             session,
@@ -300,14 +338,16 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&session) else { return };
         peer.heard = now;
         let outside = message.generation == Generation(0) && may_stand_outside(&message.body);
-        if !outside && live != Some(message.generation) {
+        let leaves_its_own = matches!(message.body, FromWorker::Interrupted(_))
+            && peer.at_work().is_some_and(|work| work.generation == message.generation);
+        if !outside && !leaves_its_own && live != Some(message.generation) {
             return; // another generation's message changes nothing
         }
         match message.body {
             FromWorker::Hello(_) => {}
             FromWorker::Join(join) => self.joined(session, join, now, out),
             FromWorker::Synced(synced) => self.synced(session, synced, now, out),
-            FromWorker::Progress(progress) => self.progressed(session, progress, out),
+            FromWorker::Progress(progress) => self.progressed(session, progress, now, out),
             FromWorker::SegmentFinished(finished) => self.segment_finished(session, finished, now, out),
             FromWorker::Validated(validated) => self.validated(session, validated, now, out),
             FromWorker::Interrupted(interrupted) => self.interrupted(session, interrupted, now, out),
@@ -327,12 +367,12 @@ impl Core {
             }
             FromWorker::Failed(failed) => {
                 out.push(Action::CloseSession { session });
-                self.peer_lost(session, &failed.reason, now, out);
+                self.peer_lost(session, Departure::Failed { reason: failed.reason }, now, out);
             }
             FromWorker::Leaving => self.leaving(session, now, out),
             FromWorker::Goodbye => {
                 out.push(Action::CloseSession { session });
-                self.peer_lost(session, "it said goodbye", now, out);
+                self.peer_lost(session, Departure::Left, now, out);
             }
         }
     }
@@ -344,12 +384,34 @@ impl Core {
         }
         let Some(peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
+        let at_work = join.at_work;
         peer.join = Some(join);
+        match at_work {
+            Some(work) => self.came_back(session, work, now, out),
+            None => {
+                self.former_is_lost(session, now, out);
+                self.is_ready(session, now, out);
+            }
+        }
+    }
+
+    /// A worker has joined, holds what it says, and can be formed into a generation.
+    fn is_ready(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let benched = self.bench.get(peer.worker()).map(|bench| bench.until);
+        peer.benched = benched.filter(|until| *until > now);
         out.push(Action::Emit(RunEvent::WorkerJoined {
             worker: peer.worker().clone(),
             host: peer.hello.host.clone(),
             device: peer.hello.device.clone(),
         }));
+        if peer.benched.is_none() {
+            self.is_there(now, out);
+        }
+    }
+
+    /// One more could be in the team.
+    fn is_there(&mut self, now: Time, out: &mut Vec<Action>) {
         if let Phase::Gathering(gathering) = &mut self.phase
             && gathering.awaiting.is_empty()
             && (gathering.give_up.is_none() || self.job.cluster.workers == 0)
@@ -393,46 +455,53 @@ impl Core {
         }
     }
 
-    /// A worker is gone for good: its stream ended, it fell silent, or it said so.
-    fn peer_lost(&mut self, session: Session, reason: &str, now: Time, out: &mut Vec<Action>) {
+    /// Ends the session of a worker that is still there, and tells it why.
+    fn remove(&mut self, session: Session, departure: Departure, now: Time, out: &mut Vec<Action>) {
+        let generation = self.live_generation().unwrap_or_default();
+        let reason = departure.to_string();
+        let message = Fenced { term: self.fences.term, generation, body: ToWorker::Abort { reason } };
+        out.push(Action::Send { session, message });
+        out.push(Action::CloseSession { session });
+        self.peer_lost(session, departure, now, out);
+    }
+
+    /// A worker is gone for good.
+    fn peer_lost(&mut self, session: Session, departure: Departure, now: Time, out: &mut Vec<Action>) {
         let Some(peer) = self.peers.remove(&session) else { return };
+        let worker = peer.worker().clone();
         let rank = self.team().and_then(|team| team.rank_of(session));
         if !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended) {
             out.push(Action::Emit(RunEvent::WorkerLeft {
-                worker: peer.worker().clone(),
+                worker: worker.clone(),
                 rank,
-                reason: reason.into(),
+                departure: departure.clone(),
             }));
         }
         if self.fences.generation == Generation(0) && self.peers.values().all(|peer| peer.join.is_none()) {
             self.data = None; // nothing was trained on the first one's data set: it binds nobody
         }
-        self.settled(session, now, out);
-        if rank.is_some() {
-            self.abort(format!("worker {} left: {reason}", peer.worker()), now, out);
+        if let Phase::Gathering(Gathering { inquest, .. }) = &mut self.phase {
+            // A member that is lost accounts for a broken exchange.
+            inquest.take_if(|inquest| inquest.team.rank_of(session).is_some());
         }
-        if self.checkpoint.as_ref().is_some_and(|open| !open.committing && open.awaits(peer.worker())) {
-            self.checkpoint_failed(
-                &format!("worker {} left before its part was stored", peer.worker()),
-                now,
-                out,
-            );
+        self.settled(session, now, out);
+        if let Some(rank) = rank {
+            self.abort(AbortCause::MemberLost { worker: worker.clone(), rank, departure }, now, out);
+        }
+        if self.checkpoint.as_ref().is_some_and(|open| !open.committing && open.awaits(&worker)) {
+            self.checkpoint_failed(&format!("worker {worker} left before its part was stored"), now, out);
         }
     }
 
     fn time_passed(&mut self, now: Time, out: &mut Vec<Action>) {
-        let timeout = self.heartbeat_timeout();
-        let silent: Vec<Session> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| now >= peer.heard + timeout)
-            .map(|(&session, _)| session)
-            .collect();
-        for session in silent {
-            out.push(Action::CloseSession { session });
-            let reason =
-                format!("it was silent for {:.1} s (cluster.heartbeat_timeout_s)", timeout.as_secs_f64());
-            self.peer_lost(session, &reason, now, out);
+        self.lose_the_silent(now, out);
+        self.look_for_hangs(now, out);
+        self.end_benches(now, out);
+        if let Some(open) = &self.checkpoint
+            && open.deadline().is_some_and(|deadline| now >= deadline)
+        {
+            let reason = open.overdue();
+            self.checkpoint_failed(&reason, now, out);
         }
         if let Phase::Gathering(_) = self.phase {
             self.dismiss_leaving(now, out);
@@ -444,6 +513,39 @@ impl Core {
             out.push(Action::End(outcome.clone()));
             self.phase = Phase::Ended;
         }
+    }
+
+    /// Those whose stream is up and says nothing, and those whose stream did not come back.
+    fn lose_the_silent(&mut self, now: Time, out: &mut Vec<Action>) {
+        let timeout = self.heartbeat_timeout();
+        let overdue = |peer: &Peer| match &peer.suspect {
+            Some(suspect) => now >= suspect.until,
+            None => now >= peer.heard + timeout,
+        };
+        let lost: Vec<(Session, Departure)> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| overdue(peer))
+            .map(|(&session, peer)| match &peer.suspect {
+                Some(Suspect { detail, .. }) => (session, Departure::Disconnected { detail: detail.clone() }),
+                None => {
+                    let waited = now.saturating_sub(peer.heard);
+                    (session, Departure::Silent(Wait::of(peer.progress.as_ref(), waited)))
+                }
+            })
+            .collect();
+        for (session, departure) in lost {
+            match departure {
+                Departure::Silent(_) => self.remove(session, departure, now, out),
+                _ => self.peer_lost(session, departure, now, out),
+            }
+        }
+    }
+
+    /// The session under which a worker can be talked to.
+    fn session_of(&self, worker: &WorkerId) -> Option<Session> {
+        let of_worker = |(_, peer): &(&Session, &Peer)| peer.worker() == worker && peer.suspect.is_none();
+        self.peers.iter().find(of_worker).map(|(&session, _)| session)
     }
 
     fn team(&self) -> Option<&Team> {

@@ -1,14 +1,17 @@
 //! A coordinator's start, and what of its former life it takes up: the decisions since the newest
 //! checkpoint, and the workers that outlived it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use musher_proto::ids::WorkerId;
+use musher_proto::{
+    ids::{Session, WorkerId},
+    message::{AtWork, ToWorker},
+};
 
 use super::{
     Core, Durable, Gathering, Origin, Pace, Phase, SaveRequest,
     effects::{Action, OwedSave, RunEvent, RunProgress, RunState, Status, Time},
-    roster::Peers,
+    roster::{Peer, Peers, Replies, Team},
     seconds,
 };
 
@@ -22,6 +25,7 @@ impl Core {
             until,
             wanted: job.cluster.workers,
             give_up: Some(until),
+            since: now,
             listening: listens.then(|| now + seconds(job.cluster.heartbeat_timeout_s)),
             ..Gathering::default()
         };
@@ -40,10 +44,15 @@ impl Core {
                 .or_else(|| resumed.as_ref().map(|point| point.dataset_digest.clone())),
             phase: Phase::Gathering(gathering),
             roster: state.roster,
+            state_bytes: state.state_bytes,
+            bench: BTreeMap::new(),
+            last_trouble: None,
+            asked: None,
+            forgave: None,
             durable,
             checkpoint: None,
             owed: state.owed.map(|owed| save_again(owed, &progress, job.train.epochs)),
-            stop_requested: false,
+            stop_requested: listens && state.stop_requested,
             barren: 0,
             last_applied: resumed.as_ref().map(|point| point.position.applied).unwrap_or_default(),
             pace: Pace::default(),
@@ -100,6 +109,8 @@ impl Core {
             last_scores: self.last_scores,
             owed: owed.or(on_its_way),
             roster: self.roster.clone(),
+            state_bytes: self.state_bytes,
+            stop_requested: self.stop_requested,
             dataset_digest: self.started_on.clone().or(data),
         })));
     }
@@ -108,23 +119,61 @@ impl Core {
     ///
     /// A team is never formed from those that were merely the first to come back: the others may hold
     /// steps that these do not.
-    pub(super) fn still_listens(&mut self, now: Time) -> bool {
-        let back = |worker: &WorkerId| {
-            self.peers.values().any(|peer| peer.join.is_some() && peer.worker() == worker)
+    pub(super) fn still_listens(&mut self, now: Time, out: &mut Vec<Action>) -> bool {
+        let Phase::Gathering(Gathering { listening: Some(until), .. }) = self.phase else { return false };
+        let joined = |worker: &WorkerId| {
+            let is_it = |peer: &Peer| peer.join.is_some() && peer.worker() == worker;
+            self.peers.iter().find_map(|(&session, peer)| is_it(peer).then_some((session, peer.at_work())))
         };
-        let all_back = self.roster.iter().all(back);
-        let holds = self.newest_held().is_some();
-        let Phase::Gathering(gathering) = &mut self.phase else { return false };
-        let Some(until) = gathering.listening else { return false };
-        if !all_back && now < until {
-            return true;
-        }
-        gathering.listening = None;
-        if all_back || holds {
-            // As after an abort: who comes back later is taken in between two steps.
-            gathering.wanted = self.job.cluster.min_workers;
+        let back: Option<Vec<_>> = self.roster.iter().map(joined).collect();
+        match back {
+            None if now < until => return true,
+            Some(team) if self.continues(&team, now, out) => return true,
+            _ => self.stops_listening(back.is_some(), now, out),
         }
         false
+    }
+
+    /// The whole team is back, all of it at the same segment of the newest generation: it goes on, and has
+    /// not noticed anything.
+    fn continues(&mut self, back: &[(Session, Option<AtWork>)], now: Time, out: &mut Vec<Action>) -> bool {
+        let Some((_, Some(work))) = back.first() else { return false };
+        let generation = self.fences.generation;
+        let at_one = back.iter().all(|(_, other)| other.as_ref() == Some(work));
+        if !at_one || work.generation != generation || self.fences.lineage != generation {
+            return false;
+        }
+        let team = Team::new(generation, back.iter().map(|(session, _)| *session).collect());
+        self.owed = None; // its moment is over
+        for (session, _) in back {
+            self.is_taken_up(*session);
+        }
+        let finished = Replies::expected_from(&team);
+        let world_size = team.world();
+        self.phase = Phase::Training { team, train: work.train, finished, since: now };
+        self.persist(out);
+        out.push(Action::Emit(RunEvent::GenerationContinued { generation, world_size }));
+        if self.wants_pause() {
+            self.send_team(&ToWorker::Pause, out);
+        }
+        true
+    }
+
+    fn stops_listening(&mut self, all_back: bool, now: Time, out: &mut Vec<Action>) {
+        let holds = self.newest_held().is_some();
+        let working = self.peers.iter().filter_map(|(&session, peer)| Some((session, peer.at_work()?)));
+        let working: Vec<(Session, AtWork)> = working.collect();
+        if let Phase::Gathering(gathering) = &mut self.phase {
+            gathering.listening = None;
+            gathering.since = now;
+            if all_back || holds || !working.is_empty() {
+                // As after an abort: who comes back later is taken in between two steps.
+                gathering.wanted = self.job.cluster.min_workers;
+            }
+        }
+        for (session, work) in working {
+            self.turn_away(session, work, out);
+        }
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use musher_proto::{
     ids::{Generation, Rank, Session, WorkerId},
-    message::{Hello, Join, Progress, ReplicaLabel},
+    message::{AtWork, Hello, Join, Progress, ReplicaLabel},
 };
 
-use super::effects::Time;
+use super::{effects::Time, slowness::Slowness};
 
 /// One connected worker.
 #[derive(Clone, Debug)]
@@ -17,15 +17,55 @@ pub struct Peer {
     pub join: Option<Join>,
     /// Its last report.
     pub progress: Option<Progress>,
+    /// When that came.
+    pub progressed: Time,
     /// When its last message came.
     pub heard: Time,
     /// It is to be let go between two steps.
     pub leaving: bool,
+    /// A member whose stream has ended, and that may be back in a moment.
+    pub suspect: Option<Suspect>,
+    /// It was put out, and is not taken in again before then.
+    pub benched: Option<Time>,
+    /// How often in a row its steps were slow.
+    pub slow: Slowness,
+}
+
+#[derive(Clone, Debug)]
+pub struct Suspect {
+    pub until: Time,
+    /// How its stream ended.
+    pub detail: String,
 }
 
 impl Peer {
+    pub fn new(hello: Hello, now: Time) -> Self {
+        Self {
+            hello,
+            join: None,
+            progress: None,
+            progressed: now,
+            heard: now,
+            leaving: false,
+            suspect: None,
+            benched: None,
+            slow: Slowness::default(),
+        }
+    }
+
     pub fn worker(&self) -> &WorkerId {
         &self.hello.worker
+    }
+
+    /// It has joined and can be formed into a generation.
+    pub fn is_ready(&self) -> bool {
+        let stands = self.join.as_ref().is_some_and(|join| join.at_work.is_none());
+        stands && self.suspect.is_none() && self.benched.is_none()
+    }
+
+    /// The generation that it comes back with, until it is taken up or has left it.
+    pub fn at_work(&self) -> Option<AtWork> {
+        self.join.as_ref().and_then(|join| join.at_work)
     }
 
     pub fn held(&self) -> Option<ReplicaLabel> {
@@ -59,6 +99,13 @@ impl Team {
         self.members.get(rank.0 as usize).copied()
     }
 
+    /// A member goes on under a new session.
+    pub fn replace(&mut self, former: Session, session: Session) {
+        for member in self.members.iter_mut().filter(|member| **member == former) {
+            *member = session;
+        }
+    }
+
     pub fn rank_of(&self, session: Session) -> Option<Rank> {
         self.members().find_map(|(rank, member)| (member == session).then_some(rank))
     }
@@ -79,6 +126,14 @@ impl<T> Replies<T> {
     /// Takes a reply; a repeated one changes nothing.
     pub fn take(&mut self, rank: Rank, reply: T) {
         self.by_rank.entry(rank).or_insert(reply);
+    }
+
+    /// Whose reply is still awaited.
+    pub fn missing(&self, team: &Team) -> Vec<Session> {
+        team.members()
+            .filter(|(rank, _)| !self.by_rank.contains_key(rank))
+            .map(|(_, session)| session)
+            .collect()
     }
 
     /// All replies in rank order, once the last is there.

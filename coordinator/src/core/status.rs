@@ -7,7 +7,7 @@ use musher_proto::{
     message::Progress,
 };
 
-use super::{Core, Phase, early_stopping::Best, effects::Time};
+use super::{Core, Phase, early_stopping::Best, effects::Time, reasons::what_it_does, roster::Peer};
 
 #[derive(Clone, Debug)]
 pub struct RunStatus {
@@ -21,6 +21,8 @@ pub struct RunStatus {
     pub progress: Option<Progress>,
     pub best: Option<Best>,
     pub peers: Vec<PeerStatus>,
+    /// The last abort or removal, as a sentence.
+    pub last_trouble: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +32,10 @@ pub struct PeerStatus {
     pub host: String,
     pub device: String,
     pub progress: Option<Progress>,
+    /// In words.
+    pub doing: String,
+    /// Since its last sign of progress in that.
+    pub doing_for: Duration,
     pub silent: Duration,
 }
 
@@ -65,6 +71,7 @@ impl Core {
                 .iter()
                 .find(|(s, _)| rank_of(**s) == Some(Rank(0)))
                 .and_then(|(_, peer)| peer.progress),
+            last_trouble: self.last_trouble.clone(),
             best: self.progress.early_stopping.best,
             peers: self
                 .peers
@@ -75,9 +82,24 @@ impl Core {
                     host: peer.hello.host.clone(),
                     device: peer.hello.device.clone(),
                     progress: peer.progress,
+                    doing: doing(peer, now),
+                    doing_for: peer.progress.as_ref().map_or(Duration::ZERO, |progress| {
+                        let began =
+                            peer.progressed.saturating_sub(Duration::from_millis(progress.in_activity_ms));
+                        now.saturating_sub(began)
+                    }),
                     silent: now.saturating_sub(peer.heard),
                 })
                 .collect(),
         }
+    }
+}
+
+fn doing(peer: &Peer, now: Time) -> String {
+    match (&peer.suspect, peer.benched, &peer.progress) {
+        (Some(_), ..) => "lost its connection".into(),
+        (None, Some(until), _) => format!("put out for {:.0} s", until.saturating_sub(now).as_secs_f64()),
+        (None, None, Some(progress)) => what_it_does(progress),
+        (None, None, None) => "joining".into(),
     }
 }

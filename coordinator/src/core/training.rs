@@ -15,10 +15,13 @@ use super::{
     checkpointing::OpenCheckpoint,
     early_stopping::Verdict,
     effects::{Action, Commit, Position, ProgressReport, RunEvent, RunProgress, SavedBest, Status, Time},
+    reasons::AbortCause,
     roster::{Replies, Team},
     scores,
 };
 
+/// Step time-outs within which the next part of a checkpoint must be stored.
+const UPLOAD_PATIENCE: u32 = 10;
 /// Samples in the picture that is drawn at each validation.
 const PICTURE_SAMPLES: u32 = 6;
 
@@ -30,7 +33,7 @@ impl Core {
         self.last_applied = held.applied;
         let totals = EpochTotals::default(); // told already, or told again at the epoch's end
         let finished = SegmentFinished { held, paused: false, totals, state_digest: synced.state_digest };
-        let stop = StoppingPoint { finished, state_bytes: synced.state_bytes };
+        let stop = StoppingPoint { finished };
         let too_few = self.staying() < self.job.cluster.min_workers;
         match self.owed.take_if(|owed| owed.applied == held.applied) {
             Some(owed) => self.save(team, stop, owed, now, out),
@@ -41,7 +44,7 @@ impl Core {
                 self.save(team, stop, save, now, out);
             }
             None if too_few => self.go_on(team, stop, now, out),
-            None => self.train_from(team, held, synced.state_bytes, now, out),
+            None => self.train_from(team, held, now, out),
         }
     }
 
@@ -62,7 +65,7 @@ impl Core {
         self.owed = None;
     }
 
-    fn advanced_to(&mut self, applied: Step) {
+    pub(super) fn advanced_to(&mut self, applied: Step) {
         if applied > self.last_applied {
             self.last_applied = applied;
             self.barren = 0;
@@ -70,14 +73,7 @@ impl Core {
     }
 
     /// Sends the team on from what it holds.
-    fn train_from(
-        &mut self,
-        team: Team,
-        held: ReplicaLabel,
-        state_bytes: u64,
-        now: Time,
-        out: &mut Vec<Action>,
-    ) {
+    fn train_from(&mut self, team: Team, held: ReplicaLabel, now: Time, out: &mut Vec<Action>) {
         let samples = self.train_samples();
         let judged = self.progress.early_stopping.judged;
         let next_epoch = held.cursor >= samples && held.epoch <= judged;
@@ -95,9 +91,9 @@ impl Core {
             }));
         }
         let finished = Replies::expected_from(&team);
-        self.phase = Phase::Training { team, state_bytes, train, finished, since: now };
+        self.phase = Phase::Training { team, train, finished, since: now };
         self.send_team(&ToWorker::Train(train), out);
-        if self.stop_requested || self.peers.values().any(|peer| peer.leaving) {
+        if self.wants_pause() {
             self.send_team(&ToWorker::Pause, out);
         }
     }
@@ -125,11 +121,19 @@ impl Core {
         }
     }
 
-    pub(super) fn progressed(&mut self, session: Session, progress: Progress, out: &mut Vec<Action>) {
+    pub(super) fn progressed(
+        &mut self,
+        session: Session,
+        progress: Progress,
+        now: Time,
+        out: &mut Vec<Action>,
+    ) {
+        self.look_for_slowness(session, &progress, out);
         let Some(peer) = self.peers.get_mut(&session) else { return };
         let skipped_before =
             peer.progress.map_or(0, |p| if p.epoch == progress.epoch { p.steps_skipped } else { 0 });
         peer.progress = Some(progress);
+        peer.progressed = now;
         let Phase::Training { team, .. } = &self.phase else { return };
         let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
         if !speaks_for_the_team || progress.phase != WorkerPhase::Training {
@@ -169,7 +173,7 @@ impl Core {
         now: Time,
         out: &mut Vec<Action>,
     ) {
-        let Phase::Training { team, state_bytes, train, finished, since } = &mut self.phase else { return };
+        let Phase::Training { team, train, finished, since } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         let advanced = (train.cursor + 1..=train.end).contains(&report.held.cursor);
         let ends_it = if report.paused { advanced } else { report.held.cursor == train.end };
@@ -180,8 +184,7 @@ impl Core {
         let Some(all) = finished.complete() else { return };
         let first = *all[0];
         let odd = all.iter().position(|r| (r.held, r.state_digest) != (first.held, first.state_digest));
-        let (team, stop, train, since) =
-            (team.clone(), StoppingPoint { finished: first, state_bytes: *state_bytes }, *train, *since);
+        let (team, stop, train, since) = (team.clone(), StoppingPoint { finished: first }, *train, *since);
         if let Some(odd) = odd {
             // One state on all ranks is what everything else stands on: better no run than a wrong one.
             let reason = format!(
@@ -193,6 +196,9 @@ impl Core {
         }
         let held = first.held;
         self.advanced_to(held.applied);
+        for worker in &self.roster {
+            self.bench.remove(worker); // its links serve
+        }
         let trained = held.cursor.saturating_sub(train.cursor);
         self.pace.samples += trained;
         self.pace.time += now.saturating_sub(since);
@@ -219,7 +225,7 @@ impl Core {
         }
         let validate = Validate { epoch: held.epoch, samples_wanted: PICTURE_SAMPLES };
         let validated = Replies::expected_from(&team);
-        self.phase = Phase::Validating { team, stop, validated };
+        self.phase = Phase::Validating { team, stop, validated, since: now };
         self.send_team(&ToWorker::Validate(validate), out);
     }
 
@@ -231,7 +237,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let units = self.validation_units().count();
-        let Phase::Validating { team, stop, validated } = &mut self.phase else { return };
+        let Phase::Validating { team, stop, validated, .. } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session).filter(|_| report.epoch == stop.finished.held.epoch) else {
             return;
         };
@@ -249,7 +255,7 @@ impl Core {
         let (team, stop) = (team.clone(), *stop);
         let scores = match scores {
             Ok(scores) => scores,
-            Err(reason) => return self.abort(reason, now, out),
+            Err(reason) => return self.abort(AbortCause::ValidationFailed { reason }, now, out),
         };
         let verdict = self.progress.early_stopping.judge(&self.job.early_stopping, held.epoch, &scores);
         self.last_scores = Some(scores);
@@ -293,11 +299,11 @@ impl Core {
     fn go_on(&mut self, team: Team, stop: StoppingPoint, now: Time, out: &mut Vec<Action>) {
         let held = stop.finished.held;
         let outsider = |session| team.rank_of(session).is_none();
-        let come = self.peers.iter().any(|(&s, peer)| peer.join.is_some() && !peer.leaving && outsider(s));
+        let come = self.peers.iter().any(|(&s, peer)| peer.is_ready() && !peer.leaving && outsider(s));
         let go = team.members().any(|(_, session)| self.peers.get(&session).is_some_and(|peer| peer.leaving));
         let enough = self.staying() >= self.job.cluster.min_workers;
         if !come && !go && enough {
-            return self.train_from(team, held, stop.state_bytes, now, out);
+            return self.train_from(team, held, now, out);
         }
         if !enough && !self.is_safe(held) {
             let save =
@@ -316,6 +322,7 @@ impl Core {
         }
         self.phase = Phase::Gathering(super::Gathering {
             until: now,
+            since: now,
             wanted: self.job.cluster.min_workers,
             pooled: true,
             ..Default::default()
@@ -373,7 +380,7 @@ impl Core {
                 epoch: held.epoch,
                 cursor: held.cursor,
             },
-            state_bytes: stop.state_bytes,
+            state_bytes: self.state_bytes,
             state_digest: stop.finished.state_digest,
             world_size: team.world(),
             dataset_digest: self.data.as_ref().map(|data| data.digest.clone()).unwrap_or_default(),
@@ -387,7 +394,8 @@ impl Core {
             state_bytes: commit.state_bytes,
         });
         let metadata = weights.then(|| self.weights_metadata(&commit));
-        let (open, saves) = OpenCheckpoint::plan(commit, metadata, &team, &self.peers, now);
+        let patience = super::seconds(self.job.cluster.step_timeout_s) * UPLOAD_PATIENCE;
+        let (open, saves) = OpenCheckpoint::plan(commit, metadata, &team, &self.peers, now, patience);
         self.checkpoint = Some(open);
         for (session, request) in saves {
             let message =
@@ -422,7 +430,7 @@ impl Core {
 
     pub(super) fn part_stored(&mut self, header: &PartHeader, now: Time, out: &mut Vec<Action>) {
         let Some(open) = self.open_for(header) else { return };
-        match open.part_stored(header) {
+        match open.part_stored(header, now) {
             Ok(false) => {}
             Ok(true) => {
                 open.committing = true;

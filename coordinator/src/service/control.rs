@@ -66,6 +66,7 @@ fn reply(status: RunStatus) -> wire::StatusReply {
         images_per_second: progress.map_or(0.0, |p| p.images_per_second),
         best_epoch: status.best.map(|best| best.epoch.0),
         best_value: status.best.and_then(|best| best.value),
+        last_trouble: status.last_trouble,
         workers: status
             .peers
             .into_iter()
@@ -74,7 +75,8 @@ fn reply(status: RunStatus) -> wire::StatusReply {
                 rank: peer.rank.map(|rank| rank.0),
                 host: peer.host,
                 device: peer.device,
-                phase: peer.progress.map_or("joining", |p| p.phase.name()).into(),
+                phase: peer.doing,
+                doing_ms: peer.doing_for.as_millis() as u64,
                 applied: peer.progress.map_or(0, |p| p.applied.0),
                 step_ms: peer.progress.map_or(0.0, |p| p.step_ms),
                 silent_ms: peer.silent.as_millis() as u64,

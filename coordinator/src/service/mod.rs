@@ -97,6 +97,7 @@ impl Service {
         let handle = Handle { inbox: sender };
         let uploads = Arc::new(Uploads::new(self.store));
         let term = self.origin.state.fences.term;
+        let heartbeat_timeout_s = self.job.cluster.heartbeat_timeout_s;
         let started = tokio::time::Instant::now();
         let (core, first_actions) = Core::start(self.origin, Duration::ZERO);
         let actor = Actor::new(
@@ -116,10 +117,12 @@ impl Service {
             .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
             .build_v1()
             .context("the services' descriptors are damaged")?;
+        let patience = Duration::from_secs_f64(heartbeat_timeout_s);
         let (ended, end) = oneshot::channel::<()>();
         let server = Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            // Only links that are gone for good: who is silent is the core's to judge.
+            .http2_keepalive_interval(Some(patience))
+            .http2_keepalive_timeout(Some(patience))
             .tcp_nodelay(true)
             .add_service(health_service)
             .add_service(reflection)

@@ -57,6 +57,7 @@ impl ProgressBoard {
     pub fn stepped(&self, position: Position, loss: f64, samples: u64, compute: Duration) {
         let mut board = self.lock();
         let now = Instant::now();
+        board.since = now;
         board.position = position;
         board.loss = loss;
         let total = board.rate.back().map_or(0, |&(_, total)| total) + samples;

@@ -8,7 +8,7 @@ use musher_proto::{
 };
 
 use super::sim::{Sim, facts, job};
-use crate::core::{Event, RunEvent, Status};
+use crate::core::{Event, RunEvent, Status, reasons::Departure};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -135,9 +135,11 @@ fn a_newer_process_takes_the_place_and_an_older_one_is_refused() {
     let mut sim = Sim::new(job());
     let old = sim.join("a");
     let new = sim.join("a");
-    assert!(sim.events.iter().any(
-        |event| matches!(event, RunEvent::WorkerLeft { reason, .. } if reason.contains("new connection"))
-    ));
+    assert!(
+        sim.events
+            .iter()
+            .any(|event| matches!(event, RunEvent::WorkerLeft { departure: Departure::Replaced, .. }))
+    );
     let oldest = sim.connect_as("a", 0, PROTOCOL, None);
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("newer process"))

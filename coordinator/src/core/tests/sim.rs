@@ -848,7 +848,7 @@ pub fn heartbeat() -> Progress {
     Progress {
         phase: WorkerPhase::Idle,
         activity: Activity::WaitingForPeers,
-        in_activity_ms: 0,
+        in_activity_ms: 3_600_000,
         warm: false,
         applied: Step(0),
         epoch: Epoch(0),

@@ -114,7 +114,7 @@ fn a_missing_validation_unit_breaks_the_generation_and_the_epoch_is_validated_ag
         sim.say(session, Generation(1), FromWorker::Validated(report));
     }
     assert!(
-        matches!(sim.events.last(), Some(RunEvent::GenerationAborted { reason, .. }) if reason.contains("0 units of 2"))
+        matches!(sim.events.last(), Some(RunEvent::GenerationAborted { cause, .. }) if cause.to_string().contains("0 units of 2"))
     );
     sim.run();
     let count = |wanted: &str| sim.events.iter().filter(|event| name(event) == wanted).count();
