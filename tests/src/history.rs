@@ -132,7 +132,7 @@ impl History {
 
     fn replicas_agree(&self) -> Verdict {
         let differ = |event: &Event| {
-            ["states_differ", "validation_differs"].map(Some).contains(&event["cause"].as_str())
+            ["states_differ", "validation_failed"].map(Some).contains(&event["cause"].as_str())
         };
         self.each("generation_aborted", |event| !differ(event))
     }

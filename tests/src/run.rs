@@ -4,12 +4,17 @@ use std::{
     fs,
     ops::{Deref, Index},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use rustix::process::Pid;
 use serde_json::Value;
 
-use crate::process::{End, Process, until};
+use crate::{
+    faults::Stopped,
+    process::{End, Process, until},
+};
 
 /// A line of `events.jsonl`. An absent field reads as null.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +136,22 @@ impl Run {
         })
     }
 
+    /// Stops `process` while a checkpoint is being written that can't be completed without it. Returns the
+    /// checkpoint's id. The job must take one every few steps.
+    #[track_caller]
+    pub fn stop_in_a_checkpoint(&mut self, process: Pid) -> (Stopped, String) {
+        /// A part that is on its way arrives in this time.
+        const SETTLES: Duration = Duration::from_millis(300);
+        let dir = self.dir.join("checkpoints");
+        let caught = || {
+            let id = pending_checkpoint(&dir)?;
+            let stopped = Stopped::stop(process);
+            thread::sleep(SETTLES);
+            (pending_checkpoint(&dir).as_deref() == Some(&id)).then_some((stopped, id))
+        };
+        until(caught, || format!("no checkpoint was caught on its way\n{}", said(&self.dir)))
+    }
+
     /// The coordinator's URL.
     #[track_caller]
     pub fn address(&self) -> String {
@@ -188,6 +209,16 @@ impl Ended {
         assert_eq!(all.len(), 1, "{name} in {:#?}", self.events);
         all[0]
     }
+}
+
+/// One that is being written, and that nobody may see yet.
+fn pending_checkpoint(store: &Path) -> Option<String> {
+    let names = fs::read_dir(store).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut ids = names.filter_map(|name| {
+        let (id, _attempt) = name.to_str()?.strip_prefix(".pending-")?.rsplit_once('.')?;
+        Some(id.to_owned())
+    });
+    ids.next()
 }
 
 fn said(dir: &Path) -> String {

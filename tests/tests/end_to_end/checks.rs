@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use musher_tests::{
     DataSet, Event, History,
+    history::Fall,
     run::{Ended, Run},
 };
 use rustix::process::Signal;
@@ -71,7 +72,8 @@ pub fn each_sample_is_validated_once(run: &Ended, samples: u64) {
 pub fn nothing_is_lost(events: &[Event], data: &DataSet) {
     let history = History::new(events.to_vec(), data.train.len() as u64, data.val.len() as u64, 8);
     assert_eq!(history.violations(), [""; 0]);
-    assert_eq!(history.falls(), [], "no step had to be taken again");
+    let one_at_most = |fall: &Fall| fall.from - fall.to <= 1;
+    assert!(history.falls().iter().all(one_at_most), "more than the step in flight: {:?}", history.falls());
 }
 
 /// An endless run goes on for an epoch and a validation more, and is stopped; then nothing was lost.
