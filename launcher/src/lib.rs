@@ -6,5 +6,5 @@
 mod policy;
 mod team;
 
-pub use policy::{RestartPolicy, Verdict};
-pub use team::{Ending, Team, WorkerCommand};
+pub use policy::{FUTILE, RestartPolicy, Verdict};
+pub use team::{Ender, Ending, Team, WorkerCommand};

@@ -2,6 +2,9 @@
 
 use std::{process::ExitStatus, time::Duration};
 
+/// Exit code by which a worker tells its launcher that another start on this machine would end alike: its
+/// run failed, or has no use for it. Without a launcher it says 1.
+pub const FUTILE: u8 = 3;
 /// Exit code of a worker whose run was stopped, or that was drained: it has nothing left to do.
 const RESUMABLE: i32 = 75;
 /// Exit code for bad usage or configuration: another start would end alike.
@@ -41,7 +44,7 @@ impl RestartPolicy {
     /// Judges a process that `lived` so long and ended with `status`, after `in_a_row` restarts in a row.
     /// Returns the count to go on with, too.
     pub fn judge(&self, status: ExitStatus, lived: Duration, in_a_row: u32) -> (Verdict, u32) {
-        if let Some(0 | USAGE | RESUMABLE) = status.code() {
+        if matches!(status.code(), Some(0 | USAGE | RESUMABLE)) || is_futile(status) {
             return (Verdict::Ended, in_a_row);
         }
         let before = if lived >= self.settled { 0 } else { in_a_row };
@@ -51,6 +54,10 @@ impl RestartPolicy {
         let backoff = self.first_backoff.saturating_mul(1 << before.min(16)).min(self.longest_backoff);
         (Verdict::RestartAfter(backoff), before + 1)
     }
+}
+
+pub(crate) fn is_futile(status: ExitStatus) -> bool {
+    status.code() == Some(FUTILE.into())
 }
 
 #[cfg(test)]
@@ -67,7 +74,7 @@ mod tests {
 
     #[test]
     fn work_that_is_done_is_not_begun_again() {
-        for code in [0, 2, 75] {
+        for code in [0, 2, 3, 75] {
             let status = ExitStatus::from_raw(code << 8);
             assert_eq!(
                 RestartPolicy::default().judge(status, QUICK, 0).0,

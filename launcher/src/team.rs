@@ -16,7 +16,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{RestartPolicy, Verdict};
+use crate::{RestartPolicy, Verdict, policy::is_futile};
+
+/// Once one worker has finished with the run, the others too have heard of its end, but for one that was
+/// just started again and finds nobody.
+const RUN_IS_OVER: Duration = Duration::from_secs(10);
 
 /// How one worker is started.
 #[derive(Clone, Debug)]
@@ -43,9 +47,11 @@ pub struct Ending {
 pub struct Team {
     workers: JoinSet<Option<ExitStatus>>,
     wish: watch::Sender<Wish>,
+    ending: Ending,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In this order: a wish once made is not taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wish {
     Run,
     /// No more restarts; those that run may end by themselves.
@@ -67,7 +73,7 @@ impl Team {
             let child = spawn(&command)?;
             workers.spawn(keep_running(command, child, policy, wishes.clone()));
         }
-        Ok(Self { workers, wish })
+        Ok(Self { workers, wish, ending: Ending::default() })
     }
 
     /// A handle that ends the workers while somebody else waits for them.
@@ -75,32 +81,52 @@ impl Team {
         Ender(self.wish.clone())
     }
 
-    /// Waits for all of them, restarts included.
+    /// Waits for all of them, restarts included. Once one has finished, the run is over: none is started
+    /// again, and what is left is killed soon. May be dropped and called again.
     pub async fn ended(&mut self) -> Ending {
-        let mut ending = Ending::default();
-        while let Some(ended) = self.workers.join_next().await {
-            match ended.ok().flatten() {
-                None => ending.failure = Some("it could not be started or watched".into()),
-                Some(status) => match status.code() {
-                    Some(0) => ending.finished += 1,
-                    Some(75) => ending.resumable += 1,
-                    _ => ending.failure = Some(status.to_string()),
-                },
-            }
-        }
-        ending
+        while self.ending.finished == 0 && self.one_ended().await {}
+        self.finish(RUN_IS_OVER).await
     }
 
     /// Lets them end by themselves within `grace`, then kills what is left.
-    pub async fn finish(mut self, grace: Duration) -> Ending {
-        let _ = self.wish.send(Wish::Wind);
-        if let Ok(ending) = time::timeout(grace, self.ended()).await {
-            return ending;
+    pub async fn finish(&mut self, grace: Duration) -> Ending {
+        raise(&self.wish, Wish::Wind);
+        if time::timeout(grace, self.all_ended()).await.is_err() {
+            warn!("killing workers that did not end with the run");
+            raise(&self.wish, Wish::Kill);
+            self.all_ended().await;
         }
-        warn!("killing workers that did not end with the run");
-        let _ = self.wish.send(Wish::Kill);
-        self.ended().await
+        self.ending.clone()
     }
+
+    async fn all_ended(&mut self) {
+        while self.one_ended().await {}
+    }
+
+    /// False if none is left to wait for.
+    async fn one_ended(&mut self) -> bool {
+        let Some(ended) = self.workers.join_next().await else { return false };
+        let Some(status) = ended.ok().flatten() else {
+            self.ending.failure = Some("it could not be started or watched".into());
+            return true;
+        };
+        match status.code() {
+            Some(0) => self.ending.finished += 1,
+            Some(75) => self.ending.resumable += 1,
+            _ => self.ending.failure = Some(status.to_string()),
+        }
+        if is_futile(status) {
+            raise(&self.wish, Wish::Wind);
+        }
+        true
+    }
+}
+
+fn raise(wish: &watch::Sender<Wish>, to: Wish) {
+    wish.send_if_modified(|wish| {
+        let before = std::mem::replace(wish, to.max(*wish));
+        before != *wish
+    });
 }
 
 /// See [`Team::ender`].
@@ -110,12 +136,12 @@ pub struct Ender(watch::Sender<Wish>);
 impl Ender {
     /// Asks each worker to leave its team (SIGTERM); none is started again.
     pub fn terminate(&self) {
-        let _ = self.0.send(Wish::Terminate);
+        raise(&self.0, Wish::Terminate);
     }
 
     /// Ends them at once.
     pub fn kill(&self) {
-        let _ = self.0.send(Wish::Kill);
+        raise(&self.0, Wish::Kill);
     }
 }
 
@@ -241,6 +267,20 @@ mod tests {
         assert_eq!(ending, Ending { finished: 1, resumable: 1, failure: None });
     }
 
+    /// What the others hang on to is over; the one that keeps dying is not started again for it.
+    #[tokio::test]
+    async fn once_one_has_finished_or_finds_it_futile_none_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for code in [0, 3] {
+            let died = dir.path().join(code.to_string());
+            let dies = format!("touch {0}; kill -9 $$", died.display());
+            let ends = format!("while [ ! -e {0} ]; do sleep 0.01; done; exit {code}", died.display());
+            let policy = RestartPolicy { first_backoff: Duration::from_secs(600), ..policy() };
+            let ending = Team::start(vec![shell(dies), shell(ends)], policy).unwrap().ended().await;
+            assert_eq!((ending.finished, ending.failure.is_some()), (usize::from(code == 0), true));
+        }
+    }
+
     #[tokio::test]
     async fn terminate_reaches_the_process_and_restarts_nothing() {
         let dir = tempfile::tempdir().unwrap();
@@ -256,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_end_is_killed() {
-        let team =
+        let mut team =
             Team::start(vec![shell("trap '' TERM; while :; do sleep 0.01; done".into())], policy()).unwrap();
         let ending = team.finish(Duration::from_millis(50)).await;
         assert!(ending.failure.is_some_and(|failure| failure.contains("signal: 9")));

@@ -160,19 +160,6 @@ impl Run {
         format!("http://{}", started.text("address"))
     }
 
-    /// The process of the worker of that `--local-rank` which this run started.
-    #[track_caller]
-    pub fn worker(&self, local_rank: u32) -> Pid {
-        let is_it = |id: &Pid| {
-            let command = fs::read(format!("/proc/{}/cmdline", id.as_raw_nonzero())).unwrap_or_default();
-            let mut words = command.split(|&byte| byte == 0);
-            words.any(|word| word == b"--local-rank")
-                && words.next() == Some(local_rank.to_string().as_bytes())
-        };
-        let found = self.children().into_iter().find(is_it);
-        found.unwrap_or_else(|| panic!("worker {local_rank} does not run\n{}", self.said()))
-    }
-
     pub fn has_ended(&mut self) -> bool {
         self.process.has_ended()
     }

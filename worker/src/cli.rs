@@ -1,19 +1,25 @@
 //! The command line of `musher-worker`.
 
 use std::{
+    ffi::OsString,
     io::IsTerminal,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use musher_launcher::RestartPolicy;
 use musher_proto::ids::WorkerId;
 use musher_session::{Exit, Identity};
 use rustix::process::Pid;
 use tracing_subscriber::EnvFilter;
 
-use crate::{connection, shell};
+use crate::{
+    connection::{self, Keepalive},
+    node::{Node, WorkersPerNode},
+    shell,
+};
 
 /// Trains a replica as a member of a Musher team.
 #[derive(Debug, Parser)]
@@ -33,19 +39,27 @@ enum Subcommands {
 struct Join {
     /// The coordinator, for example http://10.0.0.1:7400
     url: String,
+    /// Start so many workers on this machine, and start them again when they die; auto: one per GPU, or
+    /// one where there is none
+    #[arg(long, value_name = "N|auto")]
+    workers_per_node: Option<WorkersPerNode>,
+    /// Restarts in a row before a worker that keeps dying is given up
+    #[arg(long, value_name = "N", requires = "workers_per_node", default_value_t = RestartPolicy::default().limit)]
+    max_restarts: u32,
     /// Where the data set is on this machine, if not where the job says
     #[arg(long, value_name = "DIR")]
     data_root: Option<String>,
     /// Address at which the other workers reach this one [default: the one that reaches the coordinator]
-    #[arg(long, value_name = "IP[:PORT]")]
-    advertise: Option<String>,
+    #[arg(long, value_name = "IP[:PORT]", value_parser = advertised)]
+    advertise: Option<SocketAddr>,
     /// Which of this machine's workers this is, from 0
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", conflicts_with = "workers_per_node", default_value_t = 0)]
     local_rank: u32,
-    /// Name of this worker, unique in the team [default: HOSTNAME.LOCAL_RANK]
+    /// Name of this worker, unique in the team; NAME.K where a node has several
+    /// [default: HOSTNAME.LOCAL_RANK]
     #[arg(long)]
     name: Option<String>,
-    /// Threads that compute [default: all cores]
+    /// Threads that each worker computes with [default: the cores, shared out among the node's workers]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Seconds to wait for a coordinator that is not up yet
@@ -68,22 +82,74 @@ enum LogFormat {
 impl Command {
     pub fn run(self) -> ExitCode {
         let Subcommands::Join(join) = self.command;
-        let exit = join.run().unwrap_or_else(|error| Exit::Failed { reason: format!("{error:#}") });
+        let is_launched = join.parent.is_some();
+        let exit = join.run().unwrap_or_else(|error| Exit::Broken { reason: format!("{error:#}") });
+        if let Exit::Failed { reason } | Exit::Broken { reason } = &exit {
+            eprintln!("musher-worker: {reason}");
+        }
         match exit {
             Exit::Finished => ExitCode::SUCCESS,
             Exit::Resumable => ExitCode::from(75),
-            Exit::Failed { reason } => {
-                eprintln!("musher-worker: {reason}");
-                ExitCode::FAILURE
-            }
+            Exit::Failed { .. } if is_launched => ExitCode::from(musher_launcher::FUTILE),
+            Exit::Failed { .. } | Exit::Broken { .. } => ExitCode::FAILURE,
         }
     }
 }
 
 impl Join {
-    fn run(self) -> anyhow::Result<Exit> {
-        init_log(self.log_format);
-        let url = if self.url.contains("://") { self.url.clone() } else { format!("http://{}", self.url) };
+    fn run(mut self) -> anyhow::Result<Exit> {
+        if !self.url.contains("://") {
+            self.url = format!("http://{}", self.url);
+        }
+        match self.workers_per_node {
+            Some(workers) => {
+                init_log(self.log_format, "info");
+                self.run_node(workers.count())
+            }
+            None => {
+                // The run's events are the coordinator's to tell; a worker says only what went wrong with
+                // itself.
+                init_log(self.log_format, "warn");
+                self.run_worker()
+            }
+        }
+    }
+
+    fn run_node(self, count: u32) -> anyhow::Result<Exit> {
+        if let Some(address) = self.advertise
+            && address.port() != 0
+            && count > 1
+        {
+            let what = format!(
+                "--advertise {address}: {count} workers can't share a port; give the address without one\n"
+            );
+            Command::command().error(ErrorKind::ArgumentConflict, what).exit();
+        }
+        let mut flags: Vec<OsString> = Vec::new();
+        let mut flag = |name: &str, value: String| flags.extend([name.into(), value.into()]);
+        if let Some(root) = self.data_root {
+            flag("--data-root", root);
+        }
+        if let Some(address) = self.advertise {
+            flag("--advertise", address.to_string());
+        }
+        if let Some(format) = self.log_format.and_then(|format| format.to_possible_value()) {
+            flag("--log-format", format.get_name().to_owned());
+        }
+        let node = Node {
+            url: self.url,
+            count,
+            name: self.name,
+            threads: self.threads,
+            connect_timeout: Duration::from_secs(self.connect_timeout_s),
+            max_restarts: self.max_restarts,
+            flags,
+        };
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(node.run())
+    }
+
+    fn run_worker(self) -> anyhow::Result<Exit> {
+        let url = self.url;
         let host = gethostname::gethostname().to_string_lossy().into_owned();
         let worker = self.name.clone().unwrap_or_else(|| format!("{host}.{}", self.local_rank));
         let identity = Identity {
@@ -96,8 +162,12 @@ impl Join {
         // Few threads: it only carries messages, and the cores belong to training.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let exit = runtime.block_on(async {
-            let channel = connection::connect(&url, Duration::from_secs(self.connect_timeout_s)).await?;
-            let ring_address = ring_address(self.advertise.as_deref(), &url)?;
+            let connect_timeout = Duration::from_secs(self.connect_timeout_s);
+            let channel = connection::connect(&url, connect_timeout, Keepalive::default()).await?;
+            let ring_address = match self.advertise {
+                Some(address) => address,
+                None => (connection::local_address_towards(&url)?, 0).into(),
+            };
             let options = shell::Options {
                 identity,
                 url,
@@ -128,17 +198,14 @@ fn openmp_limit() -> usize {
     }
 }
 
-fn ring_address(advertise: Option<&str>, url: &str) -> anyhow::Result<SocketAddr> {
-    let Some(text) = advertise else { return Ok((connection::local_address_towards(url)?, 0).into()) };
+/// Without a port, any.
+fn advertised(text: &str) -> Result<SocketAddr, &'static str> {
     let address = text.parse::<SocketAddr>().or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, 0).into()));
-    address.map_err(|_| {
-        anyhow::anyhow!("--advertise {text} is not an address such as 10.0.0.7 or 10.0.0.7:7500")
-    })
+    address.map_err(|_| "it is not an address such as 10.0.0.7 or 10.0.0.7:7500")
 }
 
-/// The run's events are the coordinator's to tell; a worker says only what went wrong with itself.
-fn init_log(format: Option<LogFormat>) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+fn init_log(format: Option<LogFormat>, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     match format {

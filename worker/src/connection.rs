@@ -13,14 +13,35 @@ use tracing::debug;
 /// Between two attempts to reach a coordinator that is not there yet.
 pub const RETRY: Duration = Duration::from_millis(200);
 
+/// When a link on which nothing comes back is given up: after a ping each `interval`, by `timeout` later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
+}
+
+impl Default for Keepalive {
+    /// While the job is not known.
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(10) }
+    }
+}
+
+impl Keepalive {
+    /// A dead link is noticed within that time, as the coordinator notices a silent worker.
+    pub fn within(heartbeat_timeout: Duration) -> Self {
+        Self { interval: heartbeat_timeout / 3, timeout: heartbeat_timeout * 2 / 3 }
+    }
+}
+
 /// Connects, waiting up to `patience` for the coordinator to come up.
-pub async fn connect(url: &str, patience: Duration) -> anyhow::Result<Channel> {
+pub async fn connect(url: &str, patience: Duration, keepalive: Keepalive) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::new(url.to_owned())
         .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(10));
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout);
     let deadline = Instant::now() + patience;
     loop {
         match endpoint.connect().await {

@@ -3,6 +3,7 @@
 
 pub mod cli;
 mod connection;
+mod node;
 mod shell;
 pub mod train;
 mod trainer;

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, mpsc as sync_mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,12 +13,12 @@ use musher_dataset::{Dataset, DatasetError, ImageCache, Source as DataSource, Wa
 use musher_proto::{
     convert::Malformed,
     ids::Generation,
-    job::JobConfig,
-    message::{DataFacts, DataWarning, Fenced, FromWorker, Start, ToWorker},
+    job::{Cluster, JobConfig},
+    message::{DataFacts, DataWarning, Failed, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
-use musher_session::{Command, Exit, Identity, Input, Output, Session};
-use rustix::process::{Pid, getppid};
+use musher_session::{Command, Exit, Identity, Input, Output, Report, Session};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -28,17 +29,20 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::{
-    connection,
+    connection::{self, Keepalive},
     train::{ProgressBoard, Source, StopFlag, TrainingData},
-    trainer::{self, Order, Product},
+    trainer::{self, Order, OrderNumber, Orders, Product},
     transfer,
 };
 
+/// The longest time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Heartbeats within the time after which a silent worker is removed.
+const HEARTBEATS: u32 = 5;
+/// So many step time-outs after it was told to leave its generation, the training thread counts as stuck.
+const STEP_TIMEOUTS_TO_LEAVE: f64 = 5.0;
 /// Messages to the coordinator that are not sent yet; a worker has a handful in flight.
 const OUTBOX: usize = 64;
-/// Orders that the training thread has not begun; the coordinator sends at most three in a row.
-const ORDERS: usize = 16;
 /// What the training thread has done and nobody has taken yet.
 const PRODUCTS: usize = 16;
 /// A checkpoint's chunks on their way to the training thread.
@@ -75,8 +79,13 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         session,
         inputs,
         connections,
+        keepalive: Keepalive::default(),
         patience: Duration::ZERO,
         lost_at: None,
+        told_to_leave: None,
+        heartbeat: pulse(HEARTBEAT),
+        time_to_leave: Duration::MAX,
+        leaving: None,
         products,
         board: Arc::new(ProgressBoard::default()),
         orders: None,
@@ -87,14 +96,10 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
     let mut exit = shell.perform(first).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut terminated = false;
-    let mut heartbeat = time::interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     while exit.is_none() {
         let input = tokio::select! {
             Some(input) = input.recv() => {
-                if let Input::Received(_) = input {
-                    shell.lost_at = None;
-                }
+                shell.hear(&input);
                 input
             }
             Some(channel) = connected.recv() => shell.connected(channel),
@@ -118,11 +123,17 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
                 }
                 Input::LeaveWanted
             }
-            _ = heartbeat.tick() => {
+            _ = shell.heartbeat.tick() => {
                 if shell.options.parent.is_some_and(|parent| getppid() != Some(parent)) {
                     return Ok(Exit::Failed { reason: "the process that started this one is gone".into() });
                 }
-                Input::HeartbeatDue(shell.board.read())
+                match shell.stuck() {
+                    Some(reason) => Input::Reported {
+                        generation: Generation(0),
+                        report: Report::Failed(Failed { reason, any_worker: false }),
+                    },
+                    None => Input::HeartbeatDue(shell.board.read()),
+                }
             }
         };
         let outputs = shell.session.handle(input);
@@ -191,17 +202,33 @@ struct Shell {
     inputs: mpsc::Sender<Input>,
     /// Where attempts to reach the coordinator again end.
     connections: mpsc::Sender<anyhow::Result<Channel>>,
+    /// Of the connections after the first, which was made before the job was known.
+    keepalive: Keepalive,
     /// How long a lost coordinator is waited for.
     patience: Duration,
     /// When it was lost; `None` once it has spoken again.
     lost_at: Option<Instant>,
+    /// Why, by the coordinator's last message.
+    told_to_leave: Option<String>,
+    heartbeat: time::Interval,
+    /// For the training thread.
+    time_to_leave: Duration,
+    leaving: Option<Leaving>,
     products: mpsc::Sender<Product>,
     board: Arc<ProgressBoard>,
-    orders: Option<sync_mpsc::SyncSender<(Generation, Order)>>,
+    orders: Option<Orders>,
     /// What the training thread starts with, until it does.
     opened: Option<sync_mpsc::Receiver<trainer::Start>>,
     exchange: Option<Aborter>,
     stop: StopFlag,
+}
+
+/// The training thread is to break its generation off.
+struct Leaving {
+    /// What it is to do then.
+    order: OrderNumber,
+    /// Heartbeats until it counts as stuck. They stand still with the process, where a clock does not.
+    heartbeats: u32,
 }
 
 impl Shell {
@@ -235,12 +262,67 @@ impl Shell {
             patience_s = left.as_secs_f64(),
             "the coordinator is gone: training goes on, and it is looked for"
         );
-        let (url, connections) = (self.options.url.clone(), self.connections.clone());
+        let (url, keepalive) = (self.options.url.clone(), self.keepalive);
+        let connections = self.connections.clone();
         task::spawn(async move {
             // A coordinator that ends each stream at once is not to be rushed.
             time::sleep(connection::RETRY).await;
-            let _ = connections.send(connection::connect(&url, left).await).await;
+            let _ = connections.send(connection::connect(&url, left, keepalive).await).await;
         });
+    }
+
+    /// Notes when the coordinator speaks, and logs why it ends a generation or this worker's part in it.
+    fn hear(&mut self, input: &Input) {
+        match input {
+            Input::Received(Fenced { generation, body, .. }) => {
+                self.lost_at = None;
+                self.told_to_leave = None;
+                if let ToWorker::Abort { reason } = body {
+                    info!(%generation, reason, "the generation is over");
+                    self.told_to_leave = Some(reason.clone());
+                }
+            }
+            Input::Disconnected { .. } => {
+                if let Some(reason) = self.told_to_leave.take() {
+                    warn!(reason, "the coordinator removed this worker: it joins again as a newcomer");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What to fail with, if the training thread does not leave its generation. Called at each heartbeat.
+    fn stuck(&mut self) -> Option<String> {
+        let leaving = self.leaving.as_mut()?;
+        if self.orders.as_ref()?.is_begun(leaving.order) {
+            self.leaving = None;
+            return None;
+        }
+        leaving.heartbeats = leaving.heartbeats.saturating_sub(1);
+        if leaving.heartbeats > 0 {
+            return None;
+        }
+        thread::spawn(|| {
+            // What holds the thread up may hold the process's orderly exit up too.
+            thread::sleep(FAREWELL * 2);
+            let _ = kill_process(getpid(), Signal::KILL);
+        });
+        let board = self.board.read();
+        Some(format!(
+            "the training thread is stuck: in phase {}, {}, it did not leave its generation within {:.1} s \
+             (5 x cluster.step_timeout_s); start this worker again",
+            board.phase.name(),
+            board.activity.name(),
+            self.time_to_leave.as_secs_f64(),
+        ))
+    }
+
+    fn follow(&mut self, cluster: &Cluster) {
+        let heartbeat_timeout = Duration::from_secs_f64(cluster.heartbeat_timeout_s);
+        self.heartbeat = pulse(HEARTBEAT.min(heartbeat_timeout / HEARTBEATS));
+        self.keepalive = Keepalive::within(heartbeat_timeout);
+        self.patience = Duration::from_secs_f64(cluster.coordinator_timeout_s);
+        self.time_to_leave = Duration::from_secs_f64(STEP_TIMEOUTS_TO_LEAVE * cluster.step_timeout_s);
     }
 
     fn connected(&mut self, channel: anyhow::Result<Channel>) -> Input {
@@ -256,7 +338,7 @@ impl Shell {
 
     /// Reads the lists on a thread of its own; the session hears how it went.
     fn open_data(&mut self, job: JobConfig) {
-        self.patience = Duration::from_secs_f64(job.cluster.coordinator_timeout_s);
+        self.follow(&job.cluster);
         let inputs = self.inputs.clone();
         let warnings = self.inputs.clone();
         let root = self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into);
@@ -307,6 +389,7 @@ impl Shell {
     }
 
     fn command(&mut self, generation: Generation, command: Command) -> anyhow::Result<()> {
+        let breaks_off = matches!(command, Command::Form(_) | Command::Leave) && self.orders.is_some();
         let order = match command {
             Command::Form(form) => {
                 let aborter = Aborter::new()?;
@@ -326,22 +409,32 @@ impl Shell {
             Command::Save { term, save } => Order::Save { term, save },
             Command::Leave => Order::Leave,
         };
-        let taken = self.orders()?.try_send((generation, order)).is_ok();
-        anyhow::ensure!(taken, "the training thread does not take orders any more");
+        let given = self.orders()?.give(generation, order);
+        let order = given.context("the training thread does not take orders any more")?;
+        if breaks_off {
+            self.breaks_off(order);
+        }
         Ok(())
     }
 
+    /// The training thread has so long to come to `order`, or to the one for which it was to leave before.
+    fn breaks_off(&mut self, order: OrderNumber) {
+        let is_begun = |order| self.orders.as_ref().is_some_and(|orders| orders.is_begun(order));
+        if self.leaving.as_ref().is_none_or(|leaving| is_begun(leaving.order)) {
+            let heartbeats = self.time_to_leave.as_secs_f64() / self.heartbeat.period().as_secs_f64();
+            self.leaving = Some(Leaving { order, heartbeats: heartbeats.ceil() as u32 + 1 });
+        }
+    }
+
     /// The training thread's inbox; the thread starts with the first order.
-    fn orders(&mut self) -> anyhow::Result<&sync_mpsc::SyncSender<(Generation, Order)>> {
+    fn orders(&mut self) -> anyhow::Result<&mut Orders> {
         if self.orders.is_none() {
             let start = self.opened.take().and_then(|opened| opened.try_recv().ok());
             let start = start.context("the coordinator gave orders before this worker joined")?;
             info!(threads = start.threads, loader_threads = start.data.threads, "the training thread starts");
-            let (orders, inbox) = sync_mpsc::sync_channel(ORDERS);
-            trainer::start(start, inbox, self.products.clone());
-            self.orders = Some(orders);
+            self.orders = Some(trainer::start(start, self.products.clone()));
         }
-        self.orders.as_ref().context("the training thread was started above")
+        self.orders.as_mut().context("the training thread was started above")
     }
 
     fn source(&self, start: &Start, donor: bool) -> Source {
@@ -356,6 +449,12 @@ impl Shell {
             Start::Checkpoint(_) => Source::Held, // comes by broadcast
         }
     }
+}
+
+fn pulse(interval: Duration) -> time::Interval {
+    let mut pulse = time::interval(interval);
+    pulse.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    pulse
 }
 
 fn open(source: &DataSource, ring_address: SocketAddr) -> anyhow::Result<(Dataset, RingListener)> {

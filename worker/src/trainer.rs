@@ -5,16 +5,20 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc::Receiver},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use musher_collective::{Aborter, CollectiveError, RingListener, RingSpec, Secret};
 use musher_proto::{
-    ids::{CheckpointId, Generation, Term},
+    ids::{CheckpointId, Generation, Rank, Term},
     job::JobConfig,
-    message::{Failed, Form, Interrupted, Phase, Save, SegmentFinished},
+    message::{Failed, Form, Interrupted, Phase, Save, SegmentFinished, Waited},
 };
 use musher_session::Report;
 use tokio::sync::mpsc::Sender;
@@ -58,11 +62,42 @@ pub struct Start {
     pub threads: i32,
 }
 
-/// Starts the thread; it ends when `orders` does.
-pub fn start(start: Start, orders: Receiver<(Generation, Order)>, products: Sender<Product>) {
+/// Orders that the thread has not begun; the coordinator sends at most three in a row.
+const ORDERS: usize = 16;
+
+/// The way to the thread, which ends with it.
+pub struct Orders {
+    inbox: SyncSender<(Generation, Order)>,
+    given: u64,
+    begun: Arc<AtomicU64>,
+}
+
+/// One of the orders that were given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OrderNumber(u64);
+
+impl Orders {
+    /// `None` if the thread does not take orders any more.
+    pub fn give(&mut self, generation: Generation, order: Order) -> Option<OrderNumber> {
+        self.inbox.try_send((generation, order)).ok()?;
+        self.given += 1;
+        Some(OrderNumber(self.given))
+    }
+
+    /// Whether the thread has come to this order, and so is done with what it did before.
+    pub fn is_begun(&self, order: OrderNumber) -> bool {
+        OrderNumber(self.begun.load(Ordering::Relaxed)) >= order
+    }
+}
+
+/// Starts the thread.
+pub fn start(start: Start, products: Sender<Product>) -> Orders {
+    let (inbox, orders) = sync_channel(ORDERS);
+    let begun = Arc::new(AtomicU64::new(0));
+    let counter = begun.clone();
     let run = move || {
         let products_of_panic = products.clone();
-        let work = AssertUnwindSafe(|| run(start, orders, products));
+        let work = AssertUnwindSafe(|| run(start, orders, &counter, products));
         if let Err(panic) = catch_unwind(work) {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -72,21 +107,27 @@ pub fn start(start: Start, orders: Receiver<(Generation, Order)>, products: Send
         }
     };
     thread::Builder::new().name("train".into()).spawn(run).expect("the system can start a thread");
+    Orders { inbox, given: 0, begun }
 }
 
 struct Worker {
     trainer: Trainer,
     listener: RingListener,
+    /// For the ring to be formed.
     step_timeout: Duration,
+    /// For a call within it. The coordinator removes whoever holds the team up much sooner.
+    patience: Duration,
     member: Option<Membership>,
 }
 
-fn run(start: Start, orders: Receiver<(Generation, Order)>, products: Sender<Product>) {
+fn run(start: Start, orders: Receiver<(Generation, Order)>, begun: &AtomicU64, products: Sender<Product>) {
     tch::set_num_threads(start.threads);
-    let step_timeout = Duration::from_secs_f64(start.job.cluster.step_timeout_s);
+    let cluster = &start.job.cluster;
+    let step_timeout = Duration::from_secs_f64(cluster.step_timeout_s);
+    let patience = 6 * step_timeout + Duration::from_secs_f64(cluster.heartbeat_timeout_s);
     let trainer = Trainer::new(start.job, start.data, tch::Device::Cpu, start.board);
     let mut worker = match trainer {
-        Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, member: None },
+        Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, patience, member: None },
         Err(error) => {
             let report = Report::Failed(Failed { reason: error.to_string(), any_worker: true });
             let _ = products.blocking_send(Product::Report { generation: Generation(0), report });
@@ -95,6 +136,7 @@ fn run(start: Start, orders: Receiver<(Generation, Order)>, products: Sender<Pro
     };
     worker.trainer.board.enter(Phase::Idle);
     while let Ok((generation, order)) = orders.recv() {
+        begun.fetch_add(1, Ordering::Relaxed);
         let product = match worker.perform(generation, order) {
             Ok(product) => product,
             Err(error) => Product::Report { generation, report: worker.broken_off(error) },
@@ -117,7 +159,7 @@ impl Worker {
                 Report::Synced(synced)
             }
             Order::Train { order, stop } => {
-                let member = self.member.as_mut().ok_or(CollectiveError::Aborted)?;
+                let member = self.member.as_mut().ok_or(CollectiveError::Aborted(None))?;
                 let end = self.trainer.train(member, order, &stop, |_| ())?;
                 Report::SegmentFinished(SegmentFinished {
                     held: end.held,
@@ -127,7 +169,7 @@ impl Worker {
                 })
             }
             Order::Validate(order) => {
-                let member = self.member.as_ref().ok_or(CollectiveError::Aborted)?;
+                let member = self.member.as_ref().ok_or(CollectiveError::Aborted(None))?;
                 Report::Validated(self.trainer.validate(member, order)?)
             }
             Order::Save { term, save } => {
@@ -157,7 +199,7 @@ impl Worker {
         form: &Form,
         aborter: &Aborter,
     ) -> Result<Membership, TrainError> {
-        self.trainer.board.enter(Phase::Connecting);
+        self.trainer.board.connects();
         let addresses = form
             .roster
             .iter()
@@ -175,7 +217,7 @@ impl Worker {
             rank: form.rank.0,
             addresses,
             secret: Secret(form.secret),
-            step_timeout: self.step_timeout,
+            patience: self.patience,
         };
         let ring = self.listener.form(&spec, Instant::now() + self.step_timeout, aborter)?;
         Ok(Membership { generation, collective: Box::new(ring) })
@@ -189,9 +231,23 @@ impl Worker {
             return Report::Failed(Failed { reason: error.to_string(), any_worker: error.any_worker() });
         }
         let reason = match &error {
-            TrainError::Collective(CollectiveError::Aborted) => String::new(),
+            TrainError::Collective(CollectiveError::Aborted(_)) => String::new(),
             other => other.to_string(),
         };
-        Report::Left(Interrupted { held: self.trainer.held(), reason, waited: None })
+        Report::Left(Interrupted { held: self.trainer.held(), reason, waited: self.waited(&error) })
+    }
+
+    /// Each call is about the step that comes after those applied.
+    fn waited(&self, error: &TrainError) -> Option<Waited> {
+        let TrainError::Collective(error) = error else { return None };
+        let waited = error.waited()?;
+        Some(Waited {
+            peer: Rank(waited.rank),
+            step: self.trainer.position().applied,
+            phase: waited.call.map_or_else(|| "connecting".into(), |call| call.phase.to_string()),
+            ms: waited.idle.as_millis() as u64,
+            received: waited.received,
+            closed: waited.closed,
+        })
     }
 }

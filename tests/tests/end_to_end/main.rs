@@ -9,6 +9,7 @@ mod disk_full;
 mod failures;
 mod hangs;
 mod links;
+mod node;
 mod refusals;
 mod repeatability;
 mod restart;

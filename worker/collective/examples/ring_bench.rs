@@ -68,7 +68,7 @@ fn member(args: &[String]) -> Result<(), Box<dyn Error>> {
         rank,
         addresses: roster.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?,
         secret: Secret([7; 32]),
-        step_timeout: Duration::from_secs(10),
+        patience: Duration::from_secs(10),
     };
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut ring = listener.form(&spec, deadline, &Aborter::new()?)?;

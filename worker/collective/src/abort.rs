@@ -12,7 +12,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::CollectiveError;
+use crate::{CollectiveError, error::Break};
 
 /// Ends the formation and the exchange of one generation. Clones share one state; once aborted it
 /// stays so, and the next generation takes a new one.
@@ -50,8 +50,8 @@ impl Aborter {
         self.0.raised.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn check(&self) -> Result<(), CollectiveError> {
-        if self.is_aborted() { Err(CollectiveError::Aborted) } else { Ok(()) }
+    pub(crate) fn check(&self) -> Result<(), Break> {
+        if self.is_aborted() { Err(Break::Aborted) } else { Ok(()) }
     }
 
     /// Readable once aborted.

@@ -3,25 +3,26 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::{Frame, Phase};
+use crate::{Frame, Tag};
 
 /// Why the ring was not formed, or a collective call did not complete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CollectiveError {
     /// A neighbour's connection ended in mid-call.
-    #[error("rank {rank} closed its connection; report it and form the next generation")]
-    PeerClosed { rank: u32 },
+    #[error("rank {rank} closed its connection {}; report it and form the next generation", .waited.place())]
+    PeerClosed { rank: u32, waited: Waited },
 
-    /// Nothing was sent or received for the whole step time-out.
-    #[error(
-        "rank {rank} made no progress for {:.1} s in step {step} ({phase}); report it, or raise \
-         cluster.step_timeout_s if steps are that slow", .waited.as_secs_f64()
-    )]
-    Timeout { rank: u32, waited: Duration, phase: Phase, step: u64 },
+    /// What was sent to a neighbour was not acknowledged, or the network says that it is not there.
+    #[error("rank {} can't be reached {} ({reason}); check the network between the two", .waited.rank, .waited.place())]
+    Unreachable { waited: Waited, reason: String },
 
-    /// [`Aborter::abort`](crate::Aborter::abort) was called.
+    /// Nothing was sent or received for as long as a call waits.
+    #[error("rank {} made no progress for {:.1} s {}; report it", .0.rank, .0.idle.as_secs_f64(), .0.place())]
+    Timeout(Waited),
+
+    /// [`Aborter::abort`](crate::Aborter::abort) was called, and found this rank in a call or not.
     #[error("the exchange was aborted; form the next generation")]
-    Aborted,
+    Aborted(Option<Waited>),
 
     /// A neighbour sent another frame than the one due.
     #[error("rank {rank} is out of step: expected {expected}, received {found}; form the next generation")]
@@ -30,10 +31,10 @@ pub enum CollectiveError {
     /// A neighbour was not there when the formation's deadline passed.
     #[error(
         "generation {generation} formed no ring in {:.1} s: no connection with its {neighbour}, rank \
-         {rank} ({reason}); check that the advertised ring addresses can be reached",
-        .waited.as_secs_f64()
+         {} ({reason}); check that the advertised ring addresses can be reached",
+        .waited.idle.as_secs_f64(), .waited.rank
     )]
-    NotFormed { generation: u64, rank: u32, neighbour: Neighbour, waited: Duration, reason: String },
+    NotFormed { generation: u64, neighbour: Neighbour, waited: Waited, reason: String },
 
     /// The caller's arguments contradict each other.
     #[error("invalid arguments: {0}")]
@@ -44,20 +45,101 @@ pub enum CollectiveError {
     Io { action: &'static str, kind: io::ErrorKind, message: String },
 }
 
+/// Whom a rank waited for when its part in the exchange ended: evidence, no verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waited {
+    /// The neighbour.
+    pub rank: u32,
+    /// `None` while the ring was being formed.
+    pub call: Option<Tag>,
+    /// Since anything was sent or received last, in this call.
+    pub idle: Duration,
+    /// What this rank had of the generation's exchange: [`Meter::received`](crate::Meter::received).
+    pub received: u64,
+    /// This very neighbour ended the connection.
+    pub closed: bool,
+}
+
+impl Waited {
+    fn place(&self) -> String {
+        match self.call {
+            Some(Tag { step, phase, .. }) => format!("in step {step} ({phase})"),
+            None => "while the ring was formed".into(),
+        }
+    }
+}
+
 impl CollectiveError {
+    /// Whom this rank waited for, if it did.
+    pub fn waited(&self) -> Option<&Waited> {
+        match self {
+            Self::PeerClosed { waited, .. }
+            | Self::Unreachable { waited, .. }
+            | Self::Timeout(waited)
+            | Self::NotFormed { waited, .. } => Some(waited),
+            Self::Aborted(waited) => waited.as_ref(),
+            Self::Protocol { .. } | Self::Invalid(_) | Self::Io { .. } => None,
+        }
+    }
+
     pub(crate) fn io(action: &'static str, error: impl Into<io::Error>) -> Self {
         let error = error.into();
         Self::Io { action, kind: error.kind(), message: error.to_string() }
     }
+}
 
-    /// The error of a socket shared with `rank`: its end, where that is what the error means.
-    pub(crate) fn link(rank: u32, action: &'static str, error: io::Error) -> Self {
+/// How waiting for the neighbours ended, where it is not known how long it was and in what call.
+#[derive(Debug)]
+pub(crate) enum Break {
+    Aborted,
+    TimedOut,
+    Closed {
+        rank: u32,
+    },
+    Unreachable {
+        rank: u32,
+        reason: String,
+    },
+    /// With nobody to wait for.
+    Other(CollectiveError),
+}
+
+impl Break {
+    /// The error of a socket shared with `rank`.
+    pub fn link(rank: u32, action: &'static str, error: io::Error) -> Self {
         use io::ErrorKind::*;
         match error.kind() {
-            BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected | UnexpectedEof | TimedOut
-            | HostUnreachable | NetworkUnreachable => Self::PeerClosed { rank },
-            _ => Self::io(action, error),
+            BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected | UnexpectedEof => {
+                Self::Closed { rank }
+            }
+            TimedOut | HostUnreachable | NetworkUnreachable => {
+                Self::Unreachable { rank, reason: error.to_string() }
+            }
+            _ => Self::Other(CollectiveError::io(action, error)),
         }
+    }
+
+    /// With the evidence: `waited` says whom this rank waited for. A close of the other neighbour's is
+    /// none against it: whoever is aborted closes, those that were stuck with it too.
+    pub fn with(self, waited: Waited) -> CollectiveError {
+        match self {
+            Self::Aborted => CollectiveError::Aborted(Some(waited)),
+            Self::TimedOut => CollectiveError::Timeout(waited),
+            Self::Closed { rank } => {
+                let closed = rank == waited.rank;
+                CollectiveError::PeerClosed { rank, waited: Waited { closed, ..waited } }
+            }
+            Self::Unreachable { rank, reason } => {
+                CollectiveError::Unreachable { waited: Waited { rank, ..waited }, reason }
+            }
+            Self::Other(error) => error,
+        }
+    }
+}
+
+impl From<CollectiveError> for Break {
+    fn from(error: CollectiveError) -> Self {
+        Self::Other(error)
     }
 }
 

@@ -21,7 +21,8 @@ use rustix::{
 use socket2::SockRef;
 
 use crate::{
-    Aborter, CollectiveError, Neighbour, Ring,
+    Aborter, CollectiveError, Neighbour, Ring, Waited,
+    error::Break,
     ring::{Links, Membership},
 };
 
@@ -39,8 +40,9 @@ pub struct RingSpec {
     /// Where the ranks listen, in their order.
     pub addresses: Vec<SocketAddr>,
     pub secret: Secret,
-    /// How long a call waits without any progress before it names the neighbour it waits for.
-    pub step_timeout: Duration,
+    /// How long a call waits without any progress before it fails by itself. Ample: who holds the team up
+    /// is better judged from outside, sooner, and made known by an abort.
+    pub patience: Duration,
 }
 
 /// A generation's shared secret; `Debug` does not show it.
@@ -74,45 +76,66 @@ impl RingListener {
     /// # Errors
     /// [`NotFormed`](CollectiveError::NotFormed) at the deadline, naming a missing neighbour;
     /// [`Aborted`](CollectiveError::Aborted) as soon as `aborter` is; `Invalid` for a spec that
-    /// contradicts itself; `PeerClosed` for a neighbour that left again; `Io` where the system
-    /// refuses sockets.
+    /// contradicts itself; `PeerClosed` or `Unreachable` for a neighbour that left again; `Io` where
+    /// the system refuses sockets.
     pub fn form(
         &self,
         spec: &RingSpec,
         deadline: Instant,
         aborter: &Aborter,
     ) -> Result<Ring, CollectiveError> {
-        aborter.check()?;
         let member = spec.membership()?;
+        if aborter.is_aborted() {
+            return Err(CollectiveError::Aborted(None));
+        }
         if member.world == 1 {
             return Ok(Ring::new(member, None, aborter.clone()));
         }
         let started = Instant::now();
         let mut door = Door::new(&self.listener, spec, &member);
         let mut dial = Dial::new(spec, &member, started);
-        loop {
-            aborter.check()?;
-            let now = Instant::now();
-            door.step(now)?;
-            dial.step(now);
-            if let (Some(predecessor), Some(successor)) = (door.accepted(), dial.connected()) {
-                let link = |rank: u32, stream: &Arc<TcpStream>| {
-                    configure(stream, &member)
-                        .map(|()| Arc::clone(stream))
-                        .map_err(|e| CollectiveError::link(rank, "configure a ring socket", e))
-                };
-                let links = Links {
-                    predecessor: link(member.predecessor(), predecessor)?,
-                    successor: link(member.successor(), successor)?,
-                };
-                return Ok(Ring::new(member, Some(links), aborter.clone()));
+        let links = meet(&member, &mut door, &mut dial, deadline, aborter).map_err(|broken| {
+            let missing = Missing::of(&member, &door, &dial);
+            let idle = started.elapsed();
+            let waited = Waited { rank: missing.rank, call: None, idle, received: 0, closed: false };
+            match broken {
+                Break::TimedOut => missing.at_deadline(member.generation, waited),
+                other => other.with(waited),
             }
-            if now >= deadline {
-                return Err(not_formed(&member, &door, &dial, started.elapsed()));
-            }
-            let wake = [Some(deadline), door.wake(), dial.wake()].into_iter().flatten().min();
-            wait(aborter, &door, &dial, wake.unwrap_or(deadline).saturating_duration_since(now))?;
+        })?;
+        Ok(Ring::new(member, Some(links), aborter.clone()))
+    }
+}
+
+/// Waits until both neighbours are there.
+fn meet(
+    member: &Membership,
+    door: &mut Door<'_>,
+    dial: &mut Dial<'_>,
+    deadline: Instant,
+    aborter: &Aborter,
+) -> Result<Links, Break> {
+    loop {
+        aborter.check()?;
+        let now = Instant::now();
+        door.step(now)?;
+        dial.step(now);
+        if let (Some(predecessor), Some(successor)) = (door.accepted(), dial.connected()) {
+            let link = |rank: u32, stream: &Arc<TcpStream>| {
+                configure(stream, member)
+                    .map(|()| Arc::clone(stream))
+                    .map_err(|e| Break::link(rank, "configure a ring socket", e))
+            };
+            return Ok(Links {
+                predecessor: link(member.predecessor(), predecessor)?,
+                successor: link(member.successor(), successor)?,
+            });
         }
+        if now >= deadline {
+            return Err(Break::TimedOut);
+        }
+        let wake = [Some(deadline), door.wake(), dial.wake()].into_iter().flatten().min();
+        wait(aborter, door, dial, wake.unwrap_or(deadline).saturating_duration_since(now))?;
     }
 }
 
@@ -125,29 +148,32 @@ impl RingSpec {
         if self.rank >= world {
             return invalid(format!("rank {} is not in a world of {world}", self.rank));
         }
-        if self.step_timeout.is_zero() {
-            return invalid("the step time-out is zero".into());
+        if self.patience.is_zero() {
+            return invalid("a call's patience is zero".into());
         }
-        Ok(Membership {
-            generation: self.generation,
-            rank: self.rank,
-            world,
-            step_timeout: self.step_timeout,
-        })
+        Ok(Membership { generation: self.generation, rank: self.rank, world, patience: self.patience })
     }
 }
 
-fn not_formed(member: &Membership, door: &Door<'_>, dial: &Dial<'_>, waited: Duration) -> CollectiveError {
-    let (rank, neighbour, reason) = match dial.connected() {
-        Some(_) => (member.predecessor(), Neighbour::Predecessor, door.last_refusal()),
-        None => (member.successor(), Neighbour::Successor, dial.last_failure()),
-    };
-    CollectiveError::NotFormed {
-        generation: member.generation,
-        rank,
-        neighbour,
-        waited,
-        reason: reason.to_owned(),
+/// A neighbour that is not there yet.
+struct Missing {
+    rank: u32,
+    neighbour: Neighbour,
+    reason: String,
+}
+
+impl Missing {
+    fn of(member: &Membership, door: &Door<'_>, dial: &Dial<'_>) -> Self {
+        let (rank, neighbour, reason) = match dial.connected() {
+            Some(_) => (member.predecessor(), Neighbour::Predecessor, door.last_refusal()),
+            None => (member.successor(), Neighbour::Successor, dial.last_failure()),
+        };
+        Self { rank, neighbour, reason: reason.to_owned() }
+    }
+
+    fn at_deadline(self, generation: u64, waited: Waited) -> CollectiveError {
+        let Self { neighbour, reason, .. } = self;
+        CollectiveError::NotFormed { generation, neighbour, waited, reason }
     }
 }
 
@@ -172,10 +198,9 @@ fn wait(
 fn configure(stream: &TcpStream, member: &Membership) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    // Acknowledgements that stay away mean that the peer's machine is gone. Twice the step
-    // time-out, because the kernel also counts a peer that does not read, and of such a peer the
-    // call's own time-out says more.
-    socket.set_tcp_user_timeout(Some(member.step_timeout.saturating_mul(2)))?;
+    // Acknowledgements that stay away mean that the peer's machine is gone, or the way to it. The
+    // kernel also counts a peer that does not read, hence no less than a call's own patience.
+    socket.set_tcp_user_timeout(Some(member.patience))?;
     if stream.peer_addr()?.ip().is_loopback() {
         // Nothing to pace here: where BBR is the default it costs a fifth of the throughput. A
         // kernel that refuses is merely slower.

@@ -14,15 +14,17 @@ mod error;
 mod formation;
 mod frame;
 mod handshake;
+mod meter;
 mod ring;
 mod schedule;
 
 use std::fmt;
 
 pub use abort::Aborter;
-pub use error::{CollectiveError, Neighbour};
+pub use error::{CollectiveError, Neighbour, Waited};
 pub use formation::{RingListener, RingSpec, Secret};
 pub use frame::{Frame, Operation};
+pub use meter::Meter;
 pub use ring::Ring;
 
 /// What the members of one generation do together. All ranks make the same calls in the same order
@@ -51,6 +53,9 @@ pub trait Collective: Send {
 
     /// A handle that breaks the exchange off from any thread.
     fn aborter(&self) -> Aborter;
+
+    /// How far this rank is, to be read by other threads.
+    fn meter(&self) -> Meter;
 }
 
 /// What a call is about. Ranks whose tags differ have lost step with each other.

@@ -21,7 +21,8 @@ use rustix::{
 };
 
 use crate::{
-    Aborter, Collective, CollectiveError, Frame, Operation, Tag,
+    Aborter, Collective, CollectiveError, Frame, Meter, Operation, Tag, Waited,
+    error::Break,
     frame::HEADER_BYTES,
     schedule::{Schedule, Shape, Walk},
 };
@@ -39,6 +40,7 @@ pub struct Ring {
     /// None in a world of one.
     links: Option<Links>,
     aborter: Aborter,
+    meter: Meter,
     /// The frame that is being received, until it is added to the data. 64-bit words, because its
     /// bytes are read as floats.
     received: Vec<u64>,
@@ -52,7 +54,7 @@ pub(crate) struct Membership {
     pub rank: u32,
     pub world: u32,
     /// The longest wait without any progress.
-    pub step_timeout: Duration,
+    pub patience: Duration,
 }
 
 impl Membership {
@@ -100,6 +102,10 @@ impl Collective for Ring {
     fn aborter(&self) -> Aborter {
         self.aborter.clone()
     }
+
+    fn meter(&self) -> Meter {
+        self.meter.clone()
+    }
 }
 
 impl Ring {
@@ -108,7 +114,7 @@ impl Ring {
             aborter.attach(link);
         }
         let received = vec![0; FRAME_BYTES / size_of::<u64>()];
-        Self { membership, links, aborter, received, failure: None }
+        Self { membership, links, aborter, meter: Meter::new(), received, failure: None }
     }
 
     /// Remembers the first failure, and closes the connections on it, so that the neighbours do not
@@ -118,8 +124,6 @@ impl Ring {
             return Err(failure.clone());
         }
         self.exchange(tag, operation, data).map_err(|error| {
-            // An abort shuts the sockets, which the thread inside may notice first.
-            let error = self.aborter.check().err().unwrap_or(error);
             if let Some(links) = self.links.take() {
                 // They fail only where the peer was quicker.
                 let _ = links.predecessor.shutdown(Shutdown::Both);
@@ -130,52 +134,136 @@ impl Ring {
     }
 
     fn exchange(&mut self, tag: Tag, operation: Operation, data: &mut [u8]) -> Result<(), CollectiveError> {
-        self.aborter.check()?;
+        if self.aborter.is_aborted() {
+            return Err(CollectiveError::Aborted(None));
+        }
         let Some(links) = &self.links else { return Ok(()) };
         let member = &self.membership;
         let schedule = schedule(member, operation, data.len());
         let frame = Frame::new(member.generation, tag, operation);
-        let mut outgoing = Outgoing {
-            rank: member.successor(),
-            link: &links.successor,
-            walk: schedule.send,
-            lead: schedule.lead,
-            frame,
-            moved: 0,
+        let received_before = self.meter.received();
+        let received_then = received_before + schedule.bytes();
+        let mut exchange = Exchange {
+            incoming: Incoming {
+                rank: member.predecessor(),
+                link: &links.predecessor,
+                walk: schedule.receive,
+                adding_rounds: schedule.adding_rounds,
+                add: adder(operation),
+                payload: bytemuck::cast_slice_mut(&mut self.received),
+                header: [0; HEADER_BYTES],
+                frame,
+                moved: 0,
+            },
+            outgoing: Outgoing {
+                rank: member.successor(),
+                link: &links.successor,
+                walk: schedule.send,
+                lead: schedule.lead,
+                frame,
+                moved: 0,
+            },
+            aborter: &self.aborter,
+            meter: &self.meter,
+            received_before,
+            received_then,
+            round_bytes: schedule.round_bytes,
+            last_progress: Instant::now(),
         };
-        let mut incoming = Incoming {
-            rank: member.predecessor(),
-            link: &links.predecessor,
-            walk: schedule.receive,
-            adding_rounds: schedule.adding_rounds,
-            add: adder(operation),
-            payload: bytemuck::cast_slice_mut(&mut self.received),
-            header: [0; HEADER_BYTES],
-            frame,
-            moved: 0,
-        };
+        exchange.run(member.patience, data).map_err(|broken| {
+            // An abort shuts the sockets, which the thread inside may notice first.
+            let broken = self.aborter.check().err().unwrap_or(broken);
+            broken.with(Waited {
+                rank: exchange.awaited(),
+                call: Some(tag),
+                idle: exchange.last_progress.elapsed(),
+                received: self.meter.received(),
+                closed: false,
+            })
+        })
+    }
+}
 
-        let mut last_progress = Instant::now();
-        while !(outgoing.walk.is_done() && incoming.walk.is_done()) {
+/// One call, both directions.
+struct Exchange<'a> {
+    incoming: Incoming<'a>,
+    outgoing: Outgoing<'a>,
+    aborter: &'a Aborter,
+    meter: &'a Meter,
+    /// What the meter shows before the call, and when this rank has received all of it.
+    received_before: u64,
+    received_then: u64,
+    round_bytes: u64,
+    last_progress: Instant,
+}
+
+impl Exchange<'_> {
+    fn run(&mut self, patience: Duration, data: &mut [u8]) -> Result<(), Break> {
+        self.meter.receive(self.received());
+        while !(self.outgoing.walk.is_done() && self.incoming.walk.is_done()) {
             self.aborter.check()?;
-            let sent = outgoing.send(incoming.walk.chunk(), data)?;
-            let received = incoming.receive(data)?;
+            let sent = self.outgoing.send(self.incoming.walk.chunk(), data)?;
+            let received = self.incoming.receive(data)?;
             if sent || received {
-                last_progress = Instant::now();
+                self.last_progress = Instant::now();
+                self.meter.moved(self.last_progress);
+                self.meter.receive(self.received());
                 continue;
             }
-            let waited = last_progress.elapsed();
-            let patience = member.step_timeout.saturating_sub(waited);
-            if let Wait::TimedOut(rank) = wait(&self.aborter, &outgoing, &incoming, patience)? {
-                return Err(CollectiveError::Timeout {
-                    rank,
-                    waited: last_progress.elapsed(),
-                    phase: tag.phase,
-                    step: tag.step,
-                });
-            }
+            self.wait(patience.saturating_sub(self.last_progress.elapsed()))?;
         }
         Ok(())
+    }
+
+    fn received(&self) -> u64 {
+        let Incoming { walk, moved, .. } = &self.incoming;
+        if walk.is_done() {
+            return self.received_then;
+        }
+        let of_part = walk.done() + moved.saturating_sub(HEADER_BYTES);
+        self.received_before + u64::from(walk.round()) * self.round_bytes + of_part as u64
+    }
+
+    fn is_sending(&self) -> bool {
+        self.outgoing.is_ready(self.incoming.walk.chunk())
+    }
+
+    /// Whom this rank waits for. A peer inside the call always receives, so one that does not is not
+    /// inside; one that does not send may itself be waiting.
+    fn awaited(&self) -> u32 {
+        if self.is_sending() { self.outgoing.rank } else { self.incoming.rank }
+    }
+
+    /// Waits until one of the connections can go on.
+    fn wait(&self, patience: Duration) -> Result<(), Break> {
+        let Self { incoming, outgoing, .. } = self;
+        // A neighbour that this call no longer needs may close: it is left out by waiting for the
+        // abort twice. One that is still to be sent to may not, even while nothing is ready for it.
+        let abort = || PollFd::from_borrowed_fd(self.aborter.signal(), PollFlags::IN);
+        let mut fds = [
+            abort(),
+            if incoming.walk.is_done() { abort() } else { PollFd::new(incoming.link, PollFlags::IN) },
+            match (outgoing.walk.is_done(), self.is_sending()) {
+                (true, _) => abort(),
+                (false, true) => PollFd::new(outgoing.link, PollFlags::OUT | PollFlags::RDHUP),
+                (false, false) => PollFd::new(outgoing.link, PollFlags::RDHUP),
+            },
+        ];
+        let timeout = Timespec::try_from(patience).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(CollectiveError::io("poll the ring's sockets", e).into()),
+            Ok(0) => Err(Break::TimedOut),
+            Ok(_) => {
+                let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+                // What the predecessor has sent comes first: it may say what is wrong.
+                if fds[1].revents().is_empty() && fds[2].revents().intersects(gone) {
+                    self.aborter.check()?;
+                    return Err(outgoing.end());
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -227,7 +315,7 @@ impl Outgoing<'_> {
     }
 
     /// Sends what the socket takes of the current frame; false if that is nothing.
-    fn send(&mut self, received: u32, data: &[u8]) -> Result<bool, CollectiveError> {
+    fn send(&mut self, received: u32, data: &[u8]) -> Result<bool, Break> {
         if !self.is_ready(received) {
             return Ok(false);
         }
@@ -241,13 +329,21 @@ impl Outgoing<'_> {
         match sendmsg(self.link, &rest, &mut SendAncillaryBuffer::default(), flags) {
             Ok(bytes) => self.moved += bytes,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(e) => return Err(CollectiveError::link(self.rank, "send to a peer", e.into())),
+            Err(e) => return Err(Break::link(self.rank, "send to a peer", e.into())),
         }
         if self.moved == HEADER_BYTES + payload.len() {
             self.walk.advance();
             self.moved = 0;
         }
         Ok(true)
+    }
+
+    /// How a connection ended that the system says is over.
+    fn end(&self) -> Break {
+        match self.link.take_error() {
+            Ok(Some(error)) | Err(error) => Break::link(self.rank, "send to a peer", error),
+            Ok(None) => Break::Closed { rank: self.rank },
+        }
     }
 }
 
@@ -269,7 +365,7 @@ struct Incoming<'a> {
 impl Incoming<'_> {
     /// Takes what has arrived of the current frame, and puts a complete one where it belongs; false
     /// if nothing has arrived.
-    fn receive(&mut self, data: &mut [u8]) -> Result<bool, CollectiveError> {
+    fn receive(&mut self, data: &mut [u8]) -> Result<bool, Break> {
         if self.walk.is_done() {
             return Ok(false);
         }
@@ -282,10 +378,10 @@ impl Incoming<'_> {
             IoSliceMut::new(&mut target[self.moved.saturating_sub(HEADER_BYTES)..]),
         ];
         match self.link.read_vectored(&mut rest) {
-            Ok(0) => return Err(CollectiveError::PeerClosed { rank: self.rank }),
+            Ok(0) => return Err(Break::Closed { rank: self.rank }),
             Ok(bytes) => self.moved += bytes,
             Err(e) if is_not_now(&e) => return Ok(false),
-            Err(e) => return Err(CollectiveError::link(self.rank, "receive from a peer", e)),
+            Err(e) => return Err(Break::link(self.rank, "receive from a peer", e)),
         }
         if self.moved >= HEADER_BYTES {
             self.compare_header(length)?;
@@ -312,51 +408,4 @@ impl Incoming<'_> {
 
 fn is_not_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-enum Wait {
-    /// Something may have become possible.
-    Over,
-    /// Nothing has; this rank is the one to name.
-    TimedOut(u32),
-}
-
-/// Waits until one of the connections can go on.
-fn wait(
-    aborter: &Aborter,
-    outgoing: &Outgoing<'_>,
-    incoming: &Incoming<'_>,
-    patience: Duration,
-) -> Result<Wait, CollectiveError> {
-    let sending = outgoing.is_ready(incoming.walk.chunk());
-    let receiving = !incoming.walk.is_done();
-    // A neighbour that this call no longer needs may close: it is left out by waiting for the
-    // abort twice. One that is still to be sent to may not, even while nothing is ready for it.
-    let abort = || PollFd::from_borrowed_fd(aborter.signal(), PollFlags::IN);
-    let mut fds = [
-        abort(),
-        if receiving { PollFd::new(incoming.link, PollFlags::IN) } else { abort() },
-        match (outgoing.walk.is_done(), sending) {
-            (true, _) => abort(),
-            (false, true) => PollFd::new(outgoing.link, PollFlags::OUT | PollFlags::RDHUP),
-            (false, false) => PollFd::new(outgoing.link, PollFlags::RDHUP),
-        },
-    ];
-    let timeout = Timespec::try_from(patience).ok();
-    match poll(&mut fds, timeout.as_ref()) {
-        Err(Errno::INTR) => Ok(Wait::Over),
-        Err(e) => Err(CollectiveError::io("poll the ring's sockets", e)),
-        // A peer inside the call always receives, so one that does not is not inside; one that
-        // does not send may itself be waiting.
-        Ok(0) => Ok(Wait::TimedOut(if sending { outgoing.rank } else { incoming.rank })),
-        Ok(_) => {
-            let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-            // What the predecessor has sent comes first: it may say what is wrong.
-            if fds[1].revents().is_empty() && fds[2].revents().intersects(gone) {
-                aborter.check()?;
-                return Err(CollectiveError::PeerClosed { rank: outgoing.rank });
-            }
-            Ok(Wait::Over)
-        }
-    }
 }

@@ -21,6 +21,11 @@ pub(crate) struct Schedule {
     pub lead: u32,
     /// How many of the first rounds received are added, rather than copied.
     pub adding_rounds: u32,
+    /// The rounds of the call.
+    pub rounds: u32,
+    /// What a round counts for, on all ranks: the largest part's bytes, and one so that an empty
+    /// round counts too.
+    pub round_bytes: u64,
 }
 
 impl Schedule {
@@ -29,7 +34,8 @@ impl Schedule {
         let rounds = 2 * (world - 1);
         let send = Walk::new(shape, world, rank, rounds);
         let receive = Walk::new(shape, world, (rank + world - 1) % world, rounds);
-        Self { lead: send.frames_in_part(), send, receive, adding_rounds: world - 1 }
+        let round_bytes = round_bytes(shape, world);
+        Self { lead: send.frames_in_part(), send, receive, adding_rounds: world - 1, rounds, round_bytes }
     }
 
     /// `rank`'s schedule for a broadcast of `shape` from `root`: a chain that ends before the root.
@@ -38,7 +44,12 @@ impl Schedule {
         let send = Walk::new(shape, 1, 0, u32::from(rank != last));
         let receive = Walk::new(shape, 1, 0, u32::from(rank != root));
         let lead = if rank == root { send.frames_in_part() } else { 0 };
-        Self { send, receive, lead, adding_rounds: 0 }
+        Self { send, receive, lead, adding_rounds: 0, rounds: 1, round_bytes: round_bytes(shape, 1) }
+    }
+
+    /// What the whole call counts for.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.rounds) * self.round_bytes
     }
 }
 
@@ -82,6 +93,11 @@ impl Walk {
         self.round
     }
 
+    /// Bytes of the round's part that lie behind.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
     /// The number of the current frame, counted over the whole call.
     pub fn chunk(&self) -> u32 {
         self.chunk
@@ -110,7 +126,12 @@ impl Walk {
     }
 }
 
-/// The bytes of part `index`; parts differ by at most one element.
+fn round_bytes(shape: Shape, parts: u32) -> u64 {
+    part(shape, parts, 0).len() as u64 + 1
+}
+
+/// The bytes of part `index`; parts differ by at most one element, and the
+/// first is a largest.
 fn part(shape: Shape, parts: u32, index: u32) -> Range<usize> {
     let elements = shape.bytes / shape.element;
     let (parts, index) = (parts as usize, index as usize);

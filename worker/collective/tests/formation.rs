@@ -113,7 +113,7 @@ fn a_wrong_secret_never_forms_and_says_so() {
         });
         assert_works(form_pair(&listeners));
         let error = impostor.join().unwrap();
-        assert!(matches!(error, CollectiveError::NotFormed { rank: 1, .. }), "{error}");
+        assert!(matches!(&error, CollectiveError::NotFormed { waited, .. } if waited.rank == 1), "{error}");
     });
 }
 
@@ -135,7 +135,7 @@ fn a_peer_that_listens_later_is_waited_for() {
         let error = was_refused.recv().unwrap();
         let successor = Neighbour::Successor;
         assert!(
-            matches!(error, CollectiveError::NotFormed { rank: 1, neighbour, .. } if neighbour == successor),
+            matches!(&error, CollectiveError::NotFormed { neighbour, waited, .. } if *neighbour == successor && waited.rank == 1),
             "{error}"
         );
         let late = RingListener::bind(late_address).unwrap();
@@ -153,7 +153,10 @@ fn a_successor_that_never_answers_is_named_at_the_deadline() {
     let started = Instant::now();
     let error = form(&own, &spec(0, &all), within).unwrap_err();
     assert!(started.elapsed() >= within && started.elapsed() < Duration::from_secs(2));
-    assert!(matches!(error, CollectiveError::NotFormed { rank: 1, .. }), "{error}");
+    assert!(matches!(error, CollectiveError::NotFormed { .. }), "{error}");
+    let waited = error.waited().unwrap();
+    assert_eq!((waited.rank, waited.call, waited.received, waited.closed), (1, None, 0, false));
+    assert!(waited.idle >= within);
 }
 
 #[test]
@@ -168,7 +171,9 @@ fn an_abort_ends_a_formation_at_once() {
         // Its call has come: the formation is under way.
         let _call = mute.accept().unwrap();
         aborter.abort();
-        assert_eq!(forming.join().unwrap(), Some(CollectiveError::Aborted));
+        let error = forming.join().unwrap().unwrap();
+        let CollectiveError::Aborted(Some(waited)) = error else { panic!("{error}") };
+        assert_eq!((waited.rank, waited.call, waited.received, waited.closed), (1, None, 0, false));
     });
     assert!(started.elapsed() < Duration::from_secs(5));
 }
@@ -177,7 +182,7 @@ fn an_abort_ends_a_formation_at_once() {
 fn a_spec_that_contradicts_itself_is_refused() {
     let own = listen();
     let all = addresses(std::slice::from_ref(&own));
-    for wrong in [spec(1, &all), spec(0, &[]), RingSpec { step_timeout: Duration::ZERO, ..spec(0, &all) }] {
+    for wrong in [spec(1, &all), spec(0, &[]), RingSpec { patience: Duration::ZERO, ..spec(0, &all) }] {
         let error = form(&own, &wrong, PATIENCE).unwrap_err();
         assert!(matches!(error, CollectiveError::Invalid(_)), "{error}");
     }

@@ -93,7 +93,12 @@ pub enum Exit {
     Finished,
     /// Stopped; the run can be resumed.
     Resumable,
+    /// Another start of this worker would end alike.
     Failed {
+        reason: String,
+    },
+    /// This process is spoilt; the worker's next one need not be.
+    Broken {
         reason: String,
     },
 }
@@ -346,8 +351,9 @@ impl Session {
         let body = match (report, &mut self.phase) {
             (Report::Failed(failed), _) => {
                 let reason = failed.reason.clone();
+                let exit = if failed.any_worker { Exit::Failed { reason } } else { Exit::Broken { reason } };
                 let mut outputs = self.say(Generation(0), FromWorker::Failed(failed));
-                outputs.extend(self.leave(Exit::Failed { reason }));
+                outputs.extend(self.leave(exit));
                 return outputs;
             }
             (Report::Left(Interrupted { held, .. }), Phase::Returning { generation })

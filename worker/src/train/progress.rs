@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use musher_collective::Meter;
 use musher_proto::message::{Activity, Phase, Progress};
 
 use super::Position;
@@ -15,14 +16,19 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// Step times kept for the median.
 const STEPS: usize = 33;
 
-/// Written by the training thread after each step, read about once a second.
+/// Written by the training thread a few times a step, read about once a second.
 #[derive(Debug)]
 pub struct ProgressBoard(Mutex<Board>);
 
 #[derive(Debug)]
 struct Board {
     phase: Phase,
+    activity: Activity,
+    /// The last sign of progress, what moves within an exchange not counted.
     since: Instant,
+    /// It has completed a step of its generation.
+    warm: bool,
+    exchange: Option<Meter>,
     position: Position,
     loss: f64,
     /// (when, samples applied by then since the phase began)
@@ -34,7 +40,10 @@ impl Default for ProgressBoard {
     fn default() -> Self {
         Self(Mutex::new(Board {
             phase: Phase::Loading,
+            activity: Activity::Working,
             since: Instant::now(),
+            warm: false,
+            exchange: None,
             position: Position::default(),
             loss: f64::NAN,
             rate: VecDeque::new(),
@@ -44,13 +53,31 @@ impl Default for ProgressBoard {
 }
 
 impl ProgressBoard {
+    /// A phase begins, with work.
     pub fn enter(&self, phase: Phase) {
+        self.lock().enter(phase, Activity::Working);
+    }
+
+    /// A generation begins: its members connect, and what is slow once is before them.
+    pub fn connects(&self) {
         let mut board = self.lock();
-        board.phase = phase;
+        board.enter(Phase::Connecting, Activity::WaitingForPeers);
+        board.warm = false;
+        board.exchange = None;
+        // With another world size, this rank's share is another.
+        board.compute.clear();
+    }
+
+    /// They are connected. While this rank waits for its peers, what moves there is a sign of progress.
+    pub fn connected(&self, exchange: Meter) {
+        self.lock().exchange = Some(exchange);
+    }
+
+    /// A sign of progress: it turns to this, or to the next piece of it.
+    pub fn mark(&self, activity: Activity) {
+        let mut board = self.lock();
+        board.activity = activity;
         board.since = Instant::now();
-        board.rate.clear();
-        let start = board.since;
-        board.rate.push_back((start, 0));
     }
 
     /// A step is applied: `samples` of the whole team; `compute` is this rank's own part of the time.
@@ -58,6 +85,7 @@ impl ProgressBoard {
         let mut board = self.lock();
         let now = Instant::now();
         board.since = now;
+        board.warm = true;
         board.position = position;
         board.loss = loss;
         let total = board.rate.back().map_or(0, |&(_, total)| total) + samples;
@@ -88,9 +116,9 @@ impl ProgressBoard {
         let Position { applied, epoch, cursor, totals, .. } = board.position;
         Progress {
             phase: board.phase,
-            activity: Activity::Working,
-            in_activity_ms: board.since.elapsed().as_millis() as u64,
-            warm: false,
+            activity: board.activity,
+            in_activity_ms: board.last_sign().elapsed().as_millis() as u64,
+            warm: board.warm,
             applied,
             epoch,
             cursor,
@@ -103,5 +131,104 @@ impl ProgressBoard {
 
     fn lock(&self) -> MutexGuard<'_, Board> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Board {
+    fn enter(&mut self, phase: Phase, activity: Activity) {
+        (self.phase, self.activity) = (phase, activity);
+        self.since = Instant::now();
+        self.rate.clear();
+        self.rate.push_back((self.since, 0));
+    }
+
+    fn last_sign(&self) -> Instant {
+        match (self.activity, &self.exchange) {
+            (Activity::WaitingForPeers, Some(exchange)) => self.since.max(exchange.last_moved()),
+            _ => self.since,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use musher_collective::{Aborter, Collective, RingListener, RingSpec, Secret};
+
+    use super::*;
+
+    /// Of an exchange that is formed just now.
+    fn meter() -> Meter {
+        let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let spec = RingSpec {
+            generation: 1,
+            rank: 0,
+            addresses: vec![listener.local_addr().unwrap()],
+            secret: Secret([0; 32]),
+            patience: Duration::MAX,
+        };
+        let ring = listener.form(&spec, Instant::now(), &Aborter::new().unwrap());
+        ring.unwrap().meter()
+    }
+
+    fn wait_ms(board: &ProgressBoard, ms: u64) {
+        while board.read().in_activity_ms < ms {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn shows(board: &ProgressBoard) -> (Phase, Activity, bool) {
+        let Progress { phase, activity, warm, .. } = board.read();
+        (phase, activity, warm)
+    }
+
+    #[test]
+    fn a_generation_is_warm_after_its_first_step() {
+        let board = ProgressBoard::default();
+        assert_eq!(shows(&board), (Phase::Loading, Activity::Working, false));
+        for _ in 0..2 {
+            board.connects();
+            assert_eq!(shows(&board), (Phase::Connecting, Activity::WaitingForPeers, false));
+            assert_eq!(board.read().step_ms, 0.0, "what it took in another team says nothing");
+            board.enter(Phase::Training);
+            board.mark(Activity::WaitingForData);
+            assert_eq!(shows(&board), (Phase::Training, Activity::WaitingForData, false));
+            board.stepped(Position::default(), 1.0, 4, Duration::from_millis(7));
+            assert_eq!(board.read().step_ms, 7.0);
+            board.enter(Phase::Validating);
+            assert_eq!(shows(&board), (Phase::Validating, Activity::Working, true));
+        }
+    }
+
+    #[test]
+    fn each_mark_is_a_sign_of_progress() {
+        let board = ProgressBoard::default();
+        let marks: [&dyn Fn(); 4] = [
+            &|| board.mark(Activity::Working),
+            &|| board.mark(Activity::Working),
+            &|| board.enter(Phase::Idle),
+            &|| board.stepped(Position::default(), 1.0, 4, Duration::ZERO),
+        ];
+        for mark in marks {
+            wait_ms(&board, 20);
+            mark();
+            assert!(board.read().in_activity_ms < 20);
+        }
+    }
+
+    #[test]
+    fn what_moves_in_the_exchange_is_a_sign_for_one_that_waits_for_it_alone() {
+        let board = ProgressBoard::default();
+        for (activity, is_sign) in
+            [(Activity::Working, false), (Activity::WaitingForData, false), (Activity::WaitingForPeers, true)]
+        {
+            board.connects();
+            board.mark(activity);
+            wait_ms(&board, 50);
+            board.connected(meter());
+            assert_eq!(board.read().in_activity_ms < 50, is_sign, "{activity:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use musher_collective::{Phase, Tag};
 use musher_dataset::BatchPlan;
 use musher_proto::{
-    message::{EpochTotals, Phase as WorkerPhase, ReplicaLabel, Train},
+    message::{Activity, EpochTotals, Phase as WorkerPhase, ReplicaLabel, Train},
     shard::Segment,
 };
 
@@ -79,6 +79,7 @@ impl Trainer {
         let mut loader = self.data.training(&self.job, plan);
         let mut paused = false;
         for shard in segment.steps(rank, world) {
+            self.board.mark(Activity::WaitingForData);
             let Some(batch) = loader.next() else { break };
             let batch = batch?;
             let samples = shard.positions.end - shard.positions.start;
@@ -90,6 +91,7 @@ impl Trainer {
                 break;
             }
         }
+        self.board.mark(Activity::Working);
         self.pool_batch_norm(member)?;
         let state_digest = self.replica.state_digest()?;
         Ok(SegmentEnd { held: self.label(), paused, totals: self.position().totals, state_digest })
@@ -103,7 +105,9 @@ impl Trainer {
             return Ok(());
         }
         let mut sums = self.replica.pooled_moments(self.unpooled_samples)?;
+        self.board.mark(Activity::WaitingForPeers);
         member.collective.all_reduce_f64(Tag::new(position.applied.0, 0, Phase::BatchNorm), &mut sums)?;
+        self.board.mark(Activity::Working);
         self.replica.set_pooled(&sums, member.world() as usize)?;
         self.unpooled_samples = 0;
         position.pooled_at = Some(position.applied);

@@ -10,6 +10,7 @@ use musher_dataset::Batch;
 use musher_model::Mode;
 use musher_proto::{
     ids::{Generation, Step},
+    message::Activity,
     shard::scramble,
 };
 
@@ -46,6 +47,7 @@ impl Trainer {
         positions: Range<u64>,
         stop: bool,
     ) -> Result<StepOutcome, TrainError> {
+        self.board.mark(Activity::Working);
         let started = Instant::now();
         let position = self.position();
         let samples = positions.end - positions.start;
@@ -58,6 +60,7 @@ impl Trainer {
         let local = started.elapsed();
 
         let step = position.applied;
+        self.board.mark(Activity::WaitingForPeers);
         self.reduce_gradients(member, step)?;
         let nonce = nonce(member.generation, step);
         let mine = ControlWord { nonce, stop: f64::from(u8::from(stop)), loss_sum };
@@ -66,6 +69,7 @@ impl Trainer {
             return Err(TrainError::Incomplete { step: step.0 });
         }
 
+        self.board.mark(Activity::Working);
         let updating = Instant::now();
         let loss = sum.loss_sum / pixels;
         self.update(positions, samples, loss, batch.sample_ids.len() as u64)?;

@@ -6,7 +6,7 @@ use musher_collective::{Phase, Tag};
 use musher_model::{Replica, StateStaging};
 use musher_proto::{
     ids::{Generation, Rank},
-    message::{Phase as WorkerPhase, Synced},
+    message::{Activity, Phase as WorkerPhase, Synced},
 };
 
 use super::{Membership, TrainError, Trainer, model_options};
@@ -35,6 +35,7 @@ impl Trainer {
         source: Source,
     ) -> Result<Synced, TrainError> {
         self.board.enter(WorkerPhase::Syncing);
+        self.board.connected(member.collective.meter());
         if member.rank() == donor {
             self.prepare_donor(source)?;
         }
@@ -60,9 +61,12 @@ impl Trainer {
             }
             Source::Checkpoint(chunks) => {
                 let mut staging = self.replica.staging();
+                self.board.mark(Activity::WaitingForData);
                 for chunk in chunks {
                     staging.receive(&chunk.map_err(TrainError::Download)?)?;
+                    self.board.mark(Activity::WaitingForData);
                 }
+                self.board.mark(Activity::Working);
                 self.replica.adopt(staging)?;
             }
         }
@@ -81,13 +85,17 @@ impl Trainer {
                 true => self.replica.read_state(offset, length)?,
                 false => vec![0; length],
             };
+            self.board.mark(Activity::WaitingForPeers);
             member.collective.broadcast(Tag::new(0, index as u32, Phase::State), donor.0, &mut chunk)?;
+            self.board.mark(Activity::Working);
             if let Some(staging) = &mut staging {
                 staging.receive(&chunk)?;
             }
         }
         let mut digest = self.replica.state_digest()?.to_le_bytes();
+        self.board.mark(Activity::WaitingForPeers);
         member.collective.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut digest)?;
+        self.board.mark(Activity::Working);
         match staging {
             Some(staging) => self.adopt(staging, u64::from_le_bytes(digest)),
             None => Ok(()),

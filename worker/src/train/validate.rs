@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use musher_dataset::{BatchPlan, strip};
+use musher_dataset::{Batch, BatchPlan, Loader, strip};
 use musher_model::{Mode, metrics};
 use musher_proto::{
-    message::{Phase as WorkerPhase, UnitResult, Validate, Validated},
+    message::{Activity, Phase as WorkerPhase, UnitResult, Validate, Validated},
     shard::ValidationUnits,
 };
 
@@ -27,8 +27,7 @@ impl Trainer {
         });
         let mut loader = self.data.validation(&self.job, plan);
         let mut results = Vec::new();
-        while let Some(batch) = loader.next() {
-            let batch = batch?;
+        while let Some(batch) = self.next_unit(&mut loader)? {
             let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
             let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
             let evaluation = metrics::evaluate(&logits, &on_device.masks)?;
@@ -51,16 +50,21 @@ impl Trainer {
         })
     }
 
+    fn next_unit(&self, loader: &mut Loader) -> Result<Option<Batch>, TrainError> {
+        self.board.mark(Activity::WaitingForData);
+        let batch = loader.next().transpose()?;
+        self.board.mark(Activity::Working);
+        Ok(batch)
+    }
+
     /// Images, truth and prediction of a few samples, spread over the split and always the same.
     fn picture(&mut self, wanted: u64) -> Result<Vec<u8>, TrainError> {
         let available = self.data.dataset.val().samples.len() as u64;
         let rows = wanted.min(available);
         let sample_ids = (0..rows).map(|row| row * available / rows).collect();
         let plan = [BatchPlan { key: 0, epoch: 0, sample_ids }];
-        let Some(batch) = self.data.validation(&self.job, plan.into_iter()).next() else {
-            return Ok(Vec::new());
-        };
-        let batch = batch?;
+        let mut loader = self.data.validation(&self.job, plan.into_iter());
+        let Some(batch) = self.next_unit(&mut loader)? else { return Ok(Vec::new()) };
         let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
         let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
         let predicted =

@@ -1,6 +1,6 @@
 //! An exchange over a real ring that goes wrong at one call.
 
-use musher_collective::{Aborter, Collective, CollectiveError, Phase, Tag};
+use musher_collective::{Aborter, Collective, CollectiveError, Meter, Phase, Tag};
 
 use crate::harness::Worker;
 
@@ -60,7 +60,7 @@ impl Faulty {
             Fault::GoneAfter => {
                 exchange(inner, data)?;
                 inner.aborter().abort();
-                Err(CollectiveError::Aborted)
+                Err(CollectiveError::Aborted(None))
             }
             Fault::Overflow => {
                 overflow(&mut data[0]);
@@ -101,5 +101,9 @@ impl Collective for Faulty {
 
     fn aborter(&self) -> Aborter {
         self.inner.aborter()
+    }
+
+    fn meter(&self) -> Meter {
+        self.inner.meter()
     }
 }

@@ -56,7 +56,7 @@ pub fn job_with_batch_norm() -> JobConfig {
 
 /// A data set; one made for a test is removed at its end.
 pub struct Pets {
-    _root: Option<TempDir>,
+    root: Option<TempDir>,
     dataset: Arc<Dataset>,
     cache: Arc<ImageCache>,
 }
@@ -69,10 +69,15 @@ impl Pets {
         })
     }
 
+    /// Of a data set that was made for the test.
+    pub fn root(&self) -> &Path {
+        self.root.as_ref().unwrap().path()
+    }
+
     pub fn made_by(make: impl FnOnce(&Path)) -> Self {
         let root = tempfile::tempdir().unwrap();
         make(root.path());
-        Self { dataset: open(root.path()), _root: Some(root), cache: cache() }
+        Self { dataset: open(root.path()), root: Some(root), cache: cache() }
     }
 
     /// Photographs of the real data set, where they are at hand.
@@ -83,7 +88,7 @@ impl Pets {
             println!("skipped: no data set at {}; set MUSHER_PETS", root.display());
             return None;
         }
-        Some(Self { dataset: open(&root), _root: None, cache: cache() })
+        Some(Self { dataset: open(&root), root: None, cache: cache() })
     }
 
     fn training_data(&self) -> TrainingData {
@@ -211,7 +216,7 @@ impl Team {
                 rank,
                 addresses: addresses.clone(),
                 secret: Secret([7; 32]),
-                step_timeout: PATIENCE,
+                patience: PATIENCE,
             };
             let aborter = Aborter::new().unwrap();
             let ring = worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap();

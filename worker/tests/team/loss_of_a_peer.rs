@@ -150,7 +150,7 @@ fn an_abort_from_another_thread_ends_the_generation_between_two_steps() {
             result.unwrap_err()
         });
         assert!(errors.iter().all(TrainError::ends_generation_only), "{errors:?}");
-        assert!(matches!(errors[victim], TrainError::Collective(CollectiveError::Aborted)), "{errors:?}");
+        assert!(matches!(errors[victim], TrainError::Collective(CollectiveError::Aborted(_))), "{errors:?}");
         let applied: Vec<_> = team.0.iter().map(|worker| worker.trainer.position().applied).collect();
         assert!(applied.iter().max().unwrap().0 - applied.iter().min().unwrap().0 <= 1, "{applied:?}");
         for worker in &team.0 {

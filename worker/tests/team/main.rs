@@ -10,6 +10,7 @@ mod start;
 
 mod agreement;
 mod loss_of_a_peer;
+mod marks;
 mod pause;
 mod reference;
 mod skipped;

@@ -1,4 +1,5 @@
 //! Teams of ranks for tests: threads of one process over loopback.
+#![allow(dead_code)] // no test binary uses all of it
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,13 +26,23 @@ pub fn spec(rank: u32, addresses: &[SocketAddr]) -> RingSpec {
         rank,
         addresses: addresses.to_vec(),
         secret: Secret([42; 32]),
-        step_timeout: PATIENCE,
+        patience: PATIENCE,
     }
 }
 
 /// Forms `spec` with an aborter of its own.
 pub fn form(listener: &RingListener, spec: &RingSpec, within: Duration) -> Result<Ring, CollectiveError> {
     listener.form(spec, Instant::now() + within, &Aborter::new().unwrap())
+}
+
+/// The rings of a whole team, in rank order.
+pub fn team(world: u32, patience: Duration) -> Vec<Ring> {
+    let listeners: Vec<_> = (0..world).map(|_| listen()).collect();
+    let addresses = addresses(&listeners);
+    each(listeners.into_iter().zip(0..), |(listener, rank)| {
+        let spec = RingSpec { patience, ..spec(rank, &addresses) };
+        form(&listener, &spec, PATIENCE).unwrap()
+    })
 }
 
 /// Runs `act` on each item in a thread of its own, and returns the results in order.

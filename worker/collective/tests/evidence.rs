@@ -1,0 +1,147 @@
+//! What a rank says of an exchange that did not complete, and what it shows of one that goes on.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{PATIENCE, each, team};
+use musher_collective::{Aborter, Collective, CollectiveError, Phase, Ring, Tag, Waited};
+
+const GRADIENTS: Tag = Tag { step: 10, bucket: 2, phase: Phase::Gradients };
+const STATE: Tag = Tag { step: 0, bucket: 1, phase: Phase::State };
+/// More than the sockets' buffers hold.
+const LARGE: usize = 40 << 20;
+
+fn reduce(ring: &mut Ring, bytes: usize) -> Result<(), CollectiveError> {
+    ring.all_reduce(GRADIENTS, &mut vec![1.0; bytes / 4])
+}
+
+/// Waits until nothing has moved for this ring for a while: all that can be sent is sent.
+fn stands_still(ring: &impl Fn() -> Instant) {
+    while ring().elapsed() < Duration::from_millis(200) {
+        thread::yield_now();
+    }
+}
+
+/// Runs `call` on each ring, aborts them once all stand still, and returns what each waited for.
+fn broken_off(
+    rings: &mut [Ring],
+    call: impl Fn(&mut Ring) -> Result<(), CollectiveError> + Sync,
+) -> Vec<Waited> {
+    let meters: Vec<_> = rings.iter().map(Collective::meter).collect();
+    let aborters: Vec<Aborter> = rings.iter().map(Collective::aborter).collect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            meters.iter().for_each(|meter| stands_still(&|| meter.last_moved()));
+            aborters.iter().for_each(Aborter::abort);
+        });
+        each(rings, |ring| match call(ring).unwrap_err() {
+            CollectiveError::Aborted(Some(waited)) => waited,
+            // A neighbour's abort was noticed before one's own: no evidence is lost.
+            CollectiveError::PeerClosed { waited, .. } => waited,
+            other => panic!("{other}"),
+        })
+    })
+}
+
+/// The rank behind the one that stands still has the fewest bytes, and names it.
+#[test]
+fn a_peer_that_does_not_read_is_named_by_those_next_to_it() {
+    for bytes in [LARGE, 64] {
+        let mut rings = team(4, PATIENCE);
+        let stuck = rings.remove(1);
+        let waited = broken_off(&mut rings, |ring| reduce(ring, bytes));
+        assert!(waited.iter().all(|waited| waited.call == Some(GRADIENTS)), "{waited:?}");
+        let fewest = waited.iter().min_by_key(|waited| waited.received).unwrap();
+        assert_eq!((fewest.rank, fewest.closed), (1, false), "{waited:?}");
+        assert_eq!(&waited[1], fewest, "{waited:?}");
+        assert!(waited[1].idle >= Duration::from_millis(150), "{waited:?}");
+        drop(stuck);
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_closed_and_one_that_is_aborted_here_is_not() {
+    let mut rings = team(2, PATIENCE);
+    drop(rings.pop());
+    let error = reduce(&mut rings[0], 64).unwrap_err();
+    let CollectiveError::PeerClosed { rank: 1, waited } = &error else { panic!("{error}") };
+    assert_eq!((waited.rank, waited.call, waited.closed), (1, Some(GRADIENTS), true));
+    assert_eq!(error.waited(), Some(waited));
+
+    let mut rings = team(2, PATIENCE);
+    let _stuck = rings.pop();
+    let waited = broken_off(&mut rings, |ring| reduce(ring, 64)).remove(0);
+    assert_eq!((waited.rank, waited.closed), (1, false));
+}
+
+#[test]
+fn an_abort_between_two_calls_finds_nobody_waiting() {
+    let mut rings = team(2, PATIENCE);
+    rings[0].aborter().abort();
+    assert_eq!(reduce(&mut rings[0], 64).unwrap_err(), CollectiveError::Aborted(None));
+}
+
+#[test]
+fn the_root_of_a_broadcast_never_has_the_fewest_bytes() {
+    for root in 0..3 {
+        let mut rings = team(3, PATIENCE);
+        let stuck = rings.remove((root as usize + 1) % 3);
+        let mut waited = broken_off(&mut rings, |ring| {
+            let mut data = vec![0; LARGE];
+            ring.broadcast(STATE, root, &mut data)
+        });
+        let of_root = rings.iter().position(|ring| ring.rank() == root).unwrap();
+        let of_root = waited.remove(of_root);
+        assert_eq!(of_root.rank, stuck.rank());
+        assert!(of_root.received > waited[0].received, "{of_root:?}, {waited:?}");
+        assert_eq!(waited[0].received, 0);
+    }
+}
+
+/// Whatever the lengths and their remainders: else who is ahead would depend on where parts are cut.
+#[test]
+fn all_ranks_count_alike_between_two_calls() {
+    for world in 1..=4 {
+        let mut rings = team(world, PATIENCE);
+        let mut before = 0;
+        for length in [0, 1, 3, 5, 1_000_003] {
+            let received = each(&mut rings, |ring| {
+                ring.all_reduce(GRADIENTS, &mut vec![1.0; length]).unwrap();
+                ring.broadcast(STATE, world / 2, &mut vec![0; length]).unwrap();
+                ring.meter().received()
+            });
+            assert!(received.iter().all(|&bytes| bytes == received[0]), "{received:?}");
+            assert!(received[0] > before || world == 1);
+            before = received[0];
+        }
+    }
+}
+
+#[test]
+fn the_meter_moves_while_a_long_call_goes_on() {
+    let mut rings = team(2, PATIENCE);
+    let meter = rings[0].meter();
+    let (sender, sums) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            each(&mut rings, |ring| reduce(ring, LARGE).unwrap());
+            drop(sender);
+        });
+        let mut seen = vec![meter.received()];
+        while let Err(mpsc::TryRecvError::Empty) = sums.try_recv() {
+            let now = meter.received();
+            assert!(now >= seen[seen.len() - 1], "{now} after {seen:?}");
+            seen.push(now);
+            assert!(meter.last_moved() <= Instant::now());
+        }
+        let _: Result<(), _> = sums.recv();
+        seen.dedup();
+        assert!(seen.len() > 2, "{seen:?}");
+    });
+}

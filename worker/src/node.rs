@@ -1,0 +1,191 @@
+//! The workers of one machine under one command: how many they are, what each is started with, and how the
+//! command ends. Starting them again is the launcher's business, training each worker's own.
+
+use std::{env, ffi::OsString, fs, num::NonZeroU32, path::Path, str::FromStr, time::Duration};
+
+use anyhow::Context;
+use musher_launcher::{Ending, RestartPolicy, Team, WorkerCommand};
+use musher_session::Exit;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::connection::{self, Keepalive};
+
+/// How many workers a machine gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkersPerNode {
+    /// One per visible GPU, or one where there is none.
+    Auto,
+    Count(NonZeroU32),
+}
+
+impl FromStr for WorkersPerNode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Count).map_err(|_| "give a number from 1, or auto"),
+        }
+    }
+}
+
+impl WorkersPerNode {
+    pub fn count(self) -> u32 {
+        match self {
+            Self::Count(count) => count.get(),
+            Self::Auto => match visible_gpus() {
+                0 => {
+                    info!("no GPU is visible: one worker, on the CPU");
+                    1
+                }
+                gpus => gpus,
+            },
+        }
+    }
+}
+
+/// The workers to start.
+pub struct Node {
+    pub url: String,
+    pub count: u32,
+    /// Of all workers, or of the only one.
+    pub name: Option<String>,
+    /// Of each worker; `None`: the cores, shared out.
+    pub threads: Option<usize>,
+    pub connect_timeout: Duration,
+    /// Restarts in a row before a worker is given up.
+    pub max_restarts: u32,
+    /// What each `join` gets besides.
+    pub flags: Vec<OsString>,
+}
+
+impl Node {
+    /// Runs the workers until the run, or each worker's part in it, is over.
+    pub async fn run(self) -> anyhow::Result<Exit> {
+        // Else each of them would find out, and be started again for it.
+        connection::connect(&self.url, self.connect_timeout, Keepalive::default()).await?;
+        let default = RestartPolicy::default();
+        let policy = RestartPolicy {
+            limit: self.max_restarts,
+            // One that looks for its coordinator is not well yet.
+            settled: default.settled + self.connect_timeout,
+            ..default
+        };
+        let program = env::current_exe().context("cannot find this program, to start the workers with it")?;
+        let threads = self.threads.unwrap_or_else(|| shared_cores(self.count));
+        info!(workers = self.count, threads, "starting this machine's workers");
+        let commands = (0..self.count).map(|rank| self.command(&program, rank, threads)).collect();
+        see_through(Team::start(commands, policy)?).await
+    }
+
+    fn command(&self, program: &Path, rank: u32, threads: usize) -> WorkerCommand {
+        let mut args: Vec<OsString> = vec!["join".into(), self.url.clone().into()];
+        let mut flag = |name: &str, value: String| args.extend([name.into(), value.into()]);
+        flag("--local-rank", rank.to_string());
+        flag("--threads", threads.to_string());
+        flag("--connect-timeout-s", self.connect_timeout.as_secs().to_string());
+        flag("--parent", std::process::id().to_string());
+        match &self.name {
+            Some(name) if self.count > 1 => flag("--name", format!("{name}.{rank}")),
+            Some(name) => flag("--name", name.clone()),
+            None => {}
+        }
+        args.extend(self.flags.iter().cloned());
+        WorkerCommand { program: program.to_owned(), args, name: rank.to_string() }
+    }
+}
+
+/// The first SIGTERM or SIGINT drains the workers; a second ends them and this process at once.
+async fn see_through(mut team: Team) -> anyhow::Result<Exit> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut stopped = false;
+    loop {
+        let code = tokio::select! {
+            ending = team.ended() => return Ok(exit(ending, stopped)),
+            _ = terminate.recv() => 143,
+            _ = interrupt.recv() => 130,
+        };
+        if std::mem::replace(&mut stopped, true) {
+            team.ender().kill();
+            team.ended().await;
+            std::process::exit(code);
+        }
+        info!("the workers leave their team between two steps; a second signal ends them at once");
+        team.ender().terminate();
+    }
+}
+
+/// A worker that was told to stop before it had begun just dies, and one that was given up did not keep
+/// the others from finishing.
+fn exit(ending: Ending, stopped: bool) -> Exit {
+    match ending {
+        Ending { finished: 1.., .. } => Exit::Finished,
+        Ending { resumable: 1.., .. } => Exit::Resumable,
+        _ if stopped => Exit::Resumable,
+        Ending { failure, .. } => {
+            let how = failure.unwrap_or_else(|| "nothing to do".into());
+            Exit::Failed { reason: format!("no worker is left, the last ended with {how}; its log says why") }
+        }
+    }
+}
+
+fn shared_cores(workers: u32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / workers.max(1) as usize).max(1)
+}
+
+/// The GPUs that a process started here may use.
+fn visible_gpus() -> u32 {
+    let present = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.flatten().count());
+    visible(present, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref()) as u32
+}
+
+/// As CUDA reads its list: up to the first entry that names no GPU.
+fn visible(present: usize, list: Option<&str>) -> usize {
+    let Some(list) = list else { return present };
+    let names_one = |entry: &&str| {
+        let entry = entry.trim();
+        entry
+            .parse()
+            .map_or(entry.starts_with("GPU-") || entry.starts_with("MIG-"), |index: usize| index < present)
+    };
+    list.split(',').take_while(names_one).count()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_counted_as_cuda_shows_them() {
+        let of_four = |list| visible(4, Some(list));
+        assert_eq!(visible(4, None), 4);
+        assert_eq!((of_four("0,1"), of_four("3"), of_four("GPU-5f, GPU-6a")), (2, 1, 2));
+        assert_eq!((of_four(""), of_four("-1"), of_four("1,-1,2"), of_four("0,7,1")), (0, 0, 1, 1));
+        assert_eq!(visible(0, Some("0")), 0);
+    }
+
+    #[test]
+    fn a_count_is_a_number_from_one_or_auto() {
+        assert_eq!("auto".parse(), Ok(WorkersPerNode::Auto));
+        assert_eq!("3".parse(), Ok(WorkersPerNode::Count(NonZeroU32::new(3).unwrap())));
+        assert!(["0", "-1", "many"].iter().all(|text| text.parse::<WorkersPerNode>().is_err()));
+    }
+
+    #[test]
+    fn the_run_s_end_goes_before_what_became_of_single_workers() {
+        let ended = |finished, resumable, failed: bool| Ending {
+            finished,
+            resumable,
+            failure: failed.then(|| "signal: 9 (SIGKILL)".into()),
+        };
+        assert_eq!(exit(ended(1, 1, true), true), Exit::Finished);
+        assert_eq!(exit(ended(0, 1, true), false), Exit::Resumable);
+        assert_eq!(exit(ended(0, 0, true), true), Exit::Resumable);
+        assert!(
+            matches!(exit(ended(0, 0, true), false), Exit::Failed { reason } if reason.contains("SIGKILL"))
+        );
+    }
+}
