@@ -146,6 +146,12 @@ impl History {
         Ok(())
     }
 
+    /// The most steps that were told of.
+    pub fn steps(&self) -> u64 {
+        let told = self.events.iter().filter(|event| ["progress", "epoch_finished"].contains(&event.name()));
+        told.map(|event| event.number("step")).max().unwrap_or(0)
+    }
+
     /// Every loss of steps that the events tell of.
     pub fn falls(&self) -> Vec<Fall> {
         self.falls_by_event().into_values().collect()

@@ -4,6 +4,8 @@
 //! inside. What cannot be set up panics with a sentence; every wait has a deadline.
 
 pub mod binaries;
+pub mod chaos;
+pub mod checkpoints;
 pub mod data;
 pub mod faults;
 pub mod history;

@@ -1,7 +1,8 @@
 //! A run as it is seen from outside: its process, its directory and its events.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
     ops::{Deref, Index},
     path::{Path, PathBuf},
     thread,
@@ -12,6 +13,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::{
+    checkpoints,
     faults::Stopped,
     process::{End, Process, until},
 };
@@ -21,6 +23,12 @@ use crate::{
 pub struct Event(Value);
 
 impl Event {
+    fn parse(line: &[u8]) -> Self {
+        let parsed = serde_json::from_slice(line);
+        let said = || String::from_utf8_lossy(line);
+        Self(parsed.unwrap_or_else(|error| panic!("{} is not JSON: {error}", said())))
+    }
+
     pub fn name(&self) -> &str {
         self["event"].as_str().unwrap_or_default()
     }
@@ -144,10 +152,10 @@ impl Run {
         const SETTLES: Duration = Duration::from_millis(300);
         let dir = self.dir.join("checkpoints");
         let caught = || {
-            let id = pending_checkpoint(&dir)?;
+            let id = checkpoints::pending(&dir)?;
             let stopped = Stopped::stop(process);
             thread::sleep(SETTLES);
-            (pending_checkpoint(&dir).as_deref() == Some(&id)).then_some((stopped, id))
+            (checkpoints::pending(&dir).as_deref() == Some(&id)).then_some((stopped, id))
         };
         until(caught, || format!("no checkpoint was caught on its way\n{}", said(&self.dir)))
     }
@@ -198,25 +206,45 @@ impl Ended {
     }
 }
 
-/// One that is being written, and that nobody may see yet.
-fn pending_checkpoint(store: &Path) -> Option<String> {
-    let names = fs::read_dir(store).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut ids = names.filter_map(|name| {
-        let (id, _attempt) = name.to_str()?.strip_prefix(".pending-")?.rsplit_once('.')?;
-        Some(id.to_owned())
-    });
-    ids.next()
-}
-
 fn said(dir: &Path) -> String {
     fs::read_to_string(dir.join("events.jsonl")).unwrap_or_else(|_| "there are no events".into())
 }
 
 /// The whole lines from byte `past` on; a line that is being written is left for later.
 fn events_of(dir: &Path, past: usize) -> Vec<Event> {
-    let text = fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
-    let Some((lines, _)) = text.get(past..).unwrap_or_default().rsplit_once('\n') else { return Vec::new() };
-    let parse =
-        |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
-    lines.lines().filter(|line| !line.is_empty()).map(|line| Event(parse(line))).collect()
+    let mut follower = Follower { read: past as u64, ..Follower::new(dir.to_owned()) };
+    follower.read();
+    follower.events
+}
+
+/// The events of all lives of a run, read as they come.
+#[derive(Debug)]
+pub struct Follower {
+    file: PathBuf,
+    /// Bytes.
+    read: u64,
+    events: Vec<Event>,
+}
+
+impl Follower {
+    /// `dir` is the run's.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { file: dir.join("events.jsonl"), read: 0, events: Vec::new() }
+    }
+
+    /// All so far.
+    pub fn read(&mut self) -> &[Event] {
+        let mut text = Vec::new();
+        let read = File::open(&self.file).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut text)
+        });
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        if read.is_ok() {
+            let lines = text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+            self.events.extend(lines.map(Event::parse));
+            self.read += whole as u64;
+        }
+        &self.events
+    }
 }

@@ -34,9 +34,8 @@ impl Scene {
     }
 
     /// Leaves its directory behind, to be looked into.
-    pub fn keep(&mut self) -> &Path {
+    pub fn keep(&mut self) {
         self.dir.disable_cleanup(true);
-        self.dir.path()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
