@@ -6,6 +6,7 @@ use std::{thread, time::Duration};
 use musher_tests::{
     DataSet, Job, Scene,
     faults::{HeldThread, Slowed, Stopped},
+    process::until,
 };
 
 use crate::checks::goes_on_and_ends_well;
@@ -70,16 +71,30 @@ fn a_stuck_training_thread_is_removed_and_comes_back() {
     let mut run = scene.launch(&job(&data), "stuck", 3, &[]);
     run.wait_for_mid_epoch();
     let process = run.worker(1);
+    let joined = run.wait_for_nth("worker_joined", 1);
+    let name = format!("{}.1", joined.text("host"));
     let held = match HeldThread::hold(process, "train") {
         Ok(held) => held,
         Err(reason) => return println!("skipped: a thread can't be held: {reason}"),
     };
+    until(
+        || {
+            let status = scene.status(&run);
+            let suspect =
+                status["workers"].as_array()?.iter().find(|worker| worker["worker"] == name)?.clone();
+            (suspect["doing_ms"].as_u64() > Some(1000) && suspect["step"].as_u64() >= Some(4)).then_some(())
+        },
+        || "the status does not show for how long it has stood".into(),
+    );
     let left = run.wait_for_nth("worker_left", 1);
-    assert!(left.text("worker").ends_with(".1"), "the one that is stuck, not those that wait: {left:?}");
-    assert_eq!(left.text("cause"), "stuck", "{left:?}");
+    assert_eq!(left.text("worker"), name, "the one that is stuck, not those that wait: {left:?}");
+    // In the exchange nobody knows whose part is missing, until it does not leave it either.
+    assert!(["stuck", "unresponsive"].contains(&left.text("cause")), "{left:?}");
     assert!(left.number("step") >= 4 && left.real("waited_s") >= 3.0, "{left:?}");
-    assert!(!left.text("phase").is_empty(), "{left:?}");
+    assert!(left.text("phase").starts_with("training"), "{left:?}");
     run.wait_past(0, "generation_formed", |event| event.number("world_size") == 2);
+    let trouble = scene.status(&run)["last_trouble"].to_string();
+    assert!(trouble.contains(&name) && trouble.contains("training"), "{trouble}");
 
     let told = run.events().len();
     held.release();

@@ -4,6 +4,7 @@
 
 mod checks;
 
+mod chaos;
 mod data;
 mod disk_full;
 mod failures;
