@@ -56,6 +56,9 @@ pub struct Waited {
     pub idle: Duration,
     /// What this rank had of the generation's exchange: [`Meter::received`](crate::Meter::received).
     pub received: u64,
+    /// What it had given to its successor, counted alike. A rank in the call takes all that arrives: if its
+    /// predecessor has sent more than it received, the link between them does not carry it.
+    pub sent: u64,
     /// This very neighbour ended the connection.
     pub closed: bool,
 }

@@ -97,7 +97,7 @@ impl RingListener {
         let links = meet(&member, &mut door, &mut dial, deadline, aborter).map_err(|broken| {
             let missing = Missing::of(&member, &door, &dial);
             let idle = started.elapsed();
-            let waited = Waited { rank: missing.rank, call: None, idle, received: 0, closed: false };
+            let waited = Waited { rank: missing.rank, call: None, idle, received: 0, sent: 0, closed: false };
             match broken {
                 Break::TimedOut => missing.at_deadline(member.generation, waited),
                 other => other.with(waited),

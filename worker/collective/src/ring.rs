@@ -141,8 +141,8 @@ impl Ring {
         let member = &self.membership;
         let schedule = schedule(member, operation, data.len());
         let frame = Frame::new(member.generation, tag, operation);
-        let received_before = self.meter.received();
-        let received_then = received_before + schedule.bytes();
+        let before = self.meter.received();
+        let then = before + schedule.bytes();
         let mut exchange = Exchange {
             incoming: Incoming {
                 rank: member.predecessor(),
@@ -165,8 +165,8 @@ impl Ring {
             },
             aborter: &self.aborter,
             meter: &self.meter,
-            received_before,
-            received_then,
+            before,
+            then,
             round_bytes: schedule.round_bytes,
             last_progress: Instant::now(),
         };
@@ -177,7 +177,8 @@ impl Ring {
                 rank: exchange.awaited(),
                 call: Some(tag),
                 idle: exchange.last_progress.elapsed(),
-                received: self.meter.received(),
+                received: exchange.received(),
+                sent: exchange.sent(),
                 closed: false,
             })
         })
@@ -190,9 +191,9 @@ struct Exchange<'a> {
     outgoing: Outgoing<'a>,
     aborter: &'a Aborter,
     meter: &'a Meter,
-    /// What the meter shows before the call, and when this rank has received all of it.
-    received_before: u64,
-    received_then: u64,
+    /// What counts as sent and received before the call, and after it.
+    before: u64,
+    then: u64,
     round_bytes: u64,
     last_progress: Instant,
 }
@@ -216,12 +217,20 @@ impl Exchange<'_> {
     }
 
     fn received(&self) -> u64 {
-        let Incoming { walk, moved, .. } = &self.incoming;
+        self.count(&self.incoming.walk, self.incoming.moved)
+    }
+
+    fn sent(&self) -> u64 {
+        self.count(&self.outgoing.walk, self.outgoing.moved)
+    }
+
+    /// How far a walk is, of whose current frame so many bytes have `moved`.
+    fn count(&self, walk: &Walk, moved: usize) -> u64 {
         if walk.is_done() {
-            return self.received_then;
+            return self.then;
         }
         let of_part = walk.done() + moved.saturating_sub(HEADER_BYTES);
-        self.received_before + u64::from(walk.round()) * self.round_bytes + of_part as u64
+        self.before + u64::from(walk.round()) * self.round_bytes + of_part as u64
     }
 
     fn is_sending(&self) -> bool {

@@ -4,13 +4,19 @@
 mod common;
 
 use std::{
-    sync::mpsc,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use common::{PATIENCE, each, team};
-use musher_collective::{Aborter, Collective, CollectiveError, Phase, Ring, Tag, Waited};
+use common::{PATIENCE, addresses, each, form, listen, spec, team};
+use musher_collective::{Aborter, Collective, CollectiveError, Phase, Ring, RingSpec, Tag, Waited};
 
 const GRADIENTS: Tag = Tag { step: 10, bucket: 2, phase: Phase::Gradients };
 const STATE: Tag = Tag { step: 0, bucket: 1, phase: Phase::State };
@@ -144,4 +150,75 @@ fn the_meter_moves_while_a_long_call_goes_on() {
         seen.dedup();
         assert!(seen.len() > 2, "{seen:?}");
     });
+}
+
+/// Who is starved of how much depends on what was under way; what a link did not carry does not.
+#[test]
+fn a_cut_link_is_one_that_does_not_carry_what_was_sent() {
+    const WORLD: u32 = 4;
+    // The links that are cut, each by the rank that it leads to.
+    for (cut, bytes) in
+        [(vec![2], LARGE), (vec![2, 3], LARGE), (vec![0, 1], LARGE), (vec![2], 64), (vec![1, 3], 64)]
+    {
+        let listeners: Vec<_> = (0..WORLD).map(|_| listen()).collect();
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let links: Vec<_> = (0..)
+            .zip(addresses(&listeners))
+            .map(|(rank, address)| if cut.contains(&rank) { relay(address, is_cut.clone()) } else { address })
+            .collect();
+        let mut rings = each(listeners.iter().zip(0..), |(listener, rank)| {
+            form(listener, &RingSpec { patience: PATIENCE, ..spec(rank, &links) }, PATIENCE).unwrap()
+        });
+        let meter = rings[0].meter();
+        let waited = thread::scope(|scope| {
+            scope.spawn(|| {
+                while meter.received() < 2 * bytes as u64 {
+                    thread::yield_now();
+                }
+                is_cut.store(true, Ordering::Relaxed);
+            });
+            broken_off(&mut rings, |ring| {
+                loop {
+                    reduce(ring, bytes)?;
+                }
+            })
+        });
+        let lost = |rank: &u32| {
+            let before = (rank + WORLD - 1) % WORLD;
+            waited[before as usize].sent > waited[*rank as usize].received
+        };
+        let lost: Vec<_> = (0..WORLD).filter(lost).collect();
+        // All may have come to a stand for one of the cuts before anything got lost at the other.
+        assert!(!lost.is_empty() && lost.iter().all(|rank| cut.contains(rank)), "{lost:?}: {waited:#?}");
+    }
+}
+
+/// An address that leads to `to`, until it is cut: then nothing passes any more, and nobody is told.
+fn relay(to: SocketAddr, is_cut: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for from in listener.incoming() {
+            let (from, to) = (from.unwrap(), TcpStream::connect(to).unwrap());
+            for (from, to) in [(from.try_clone().unwrap(), to.try_clone().unwrap()), (to, from)] {
+                let is_cut = is_cut.clone();
+                thread::spawn(move || pass(from, to, &is_cut));
+            }
+        }
+    });
+    address
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, is_cut: &AtomicBool) -> io::Result<()> {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let length = from.read(&mut bytes)?;
+        if is_cut.load(Ordering::Relaxed) {
+            thread::park_timeout(PATIENCE);
+        }
+        if length == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        to.write_all(&bytes[..length])?;
+    }
 }
