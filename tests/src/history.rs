@@ -32,8 +32,16 @@ pub enum Blow {
 pub struct Fall {
     pub from: u64,
     pub to: u64,
-    /// Nobody was left who held anything: the run went back to a checkpoint.
-    pub holders_gone: bool,
+    pub holders: Holders,
+}
+
+/// Who had held the steps that were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holders {
+    AllThere,
+    SomeGone,
+    /// The run went back to a checkpoint.
+    AllGone,
 }
 
 type Verdict = Result<(), String>;
@@ -81,7 +89,7 @@ impl History {
             for (index, event) in self.events.iter().enumerate() {
                 if let Some(fall) = falls.remove(&index) {
                     let steps = self.samples.div_ceil(self.global_batch);
-                    last = if fall.holders_gone { last.min(fall.to / steps) } else { last };
+                    last = if fall.holders == Holders::AllGone { last.min(fall.to / steps) } else { last };
                 }
                 excused |= event.name() == "coordinator_restarted" || event.has("resumed_from");
                 if event.name() == name {
@@ -100,11 +108,12 @@ impl History {
     /// holders were and the newest sound checkpoint is older.
     fn steps_never_go_back(&self) -> Verdict {
         for (index, fall) in self.falls_by_event() {
-            let Fall { from, to, holders_gone } = fall;
+            let Fall { from, to, holders } = fall;
             let checkpoint = self.newest_checkpoint_before(index);
-            let allowed = match holders_gone {
-                true => to >= checkpoint,
-                false => from - to == 1,
+            let allowed = match holders {
+                Holders::AllThere => false,
+                Holders::SomeGone => from - to == 1,
+                Holders::AllGone => to >= checkpoint,
             };
             ensure(allowed, || {
                 format!(
@@ -167,8 +176,12 @@ impl History {
                 "generation_formed" => {
                     let to = event.number("applied_step");
                     if to < told {
-                        let holders_gone = self.gone_between(formed_at, index).len() as u64 >= world;
-                        falls.insert(index, Fall { from: told, to, holders_gone });
+                        let holders = match self.gone_between(formed_at, index).len() as u64 {
+                            0 => Holders::AllThere,
+                            gone if gone < world => Holders::SomeGone,
+                            _ => Holders::AllGone,
+                        };
+                        falls.insert(index, Fall { from: told, to, holders });
                     }
                     (told, formed_at, world) = (to, index, event.number("world_size"));
                 }
@@ -220,4 +233,98 @@ impl History {
 
 fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Two epochs of 5 steps, a generation each, with a coordinator's death between them.
+    fn sound() -> Vec<Value> {
+        let formed = |generation: u64, step: u64| json!({"event": "generation_formed", "generation": generation, "world_size": 2, "applied_step": step});
+        let progress =
+            |generation: u64, step: u64| json!({"event": "progress", "generation": generation, "step": step});
+        let finished =
+            |epoch: u64| json!({"event": "epoch_finished", "epoch": epoch, "step": epoch * 5, "samples": 40});
+        let validated = |epoch: u64| json!({"event": "validated", "epoch": epoch, "samples": 12});
+        vec![
+            json!({"event": "run_started", "term": 1}),
+            formed(1, 0),
+            progress(1, 3),
+            json!({"event": "checkpoint_committed", "id": "e0001-s00000003", "step": 3}),
+            finished(1),
+            validated(1),
+            json!({"event": "run_started", "term": 2}),
+            json!({"event": "coordinator_restarted", "term": 2}),
+            formed(2, 5),
+            progress(2, 8),
+            finished(2),
+            validated(2),
+        ]
+    }
+
+    fn history(events: &[Value]) -> History {
+        let events = events.iter().map(|event| Event::parse(event.to_string().as_bytes())).collect();
+        History::new(events, 40, 12, 8)
+    }
+
+    #[track_caller]
+    fn breaks(rule: &str, change: impl FnOnce(&mut Vec<Value>)) {
+        let mut events = sound();
+        change(&mut events);
+        let violations = history(&events).violations();
+        assert!(violations.iter().any(|violation| violation.starts_with(rule)), "{rule}: {violations:?}");
+    }
+
+    #[test]
+    fn a_sound_history_breaks_no_rule() {
+        assert_eq!(history(&sound()).violations(), [""; 0]);
+    }
+
+    #[test]
+    fn each_rule_can_be_broken() {
+        breaks("each sample of an epoch", |events| events[4]["samples"] = 32.into());
+        breaks("each sample of an epoch", |events| events[10]["step"] = 11.into());
+        breaks("each sample is validated", |events| events[5]["samples"] = 24.into());
+        breaks("each epoch ends once", |events| events.push(events[10].clone()));
+        breaks("each epoch ends once", |events| drop(events.drain(4..8)));
+        breaks("steps never go back", |events| events[8]["applied_step"] = 3.into());
+        breaks("steps never go back", |events| events[9]["step"] = 4.into());
+        breaks("replicas agree", |events| {
+            events.push(json!({"event": "generation_aborted", "cause": "states_differ"}));
+        });
+        breaks("generations and terms", |events| events[8]["generation"] = 1.into());
+        breaks("generations and terms", |events| events[6]["term"] = 1.into());
+    }
+
+    #[test]
+    fn steps_are_taken_again_from_a_sound_checkpoint_when_all_holders_are_gone() {
+        let mut events = sound();
+        events[4]["event"] = "worker_slow".into(); // the first life got as far as step 4
+        events.remove(5);
+        events[2]["step"] = 4.into();
+        events[7]["applied_step"] = 3.into();
+        events[8]["step"] = 4.into();
+        events.insert(9, sound()[4].clone());
+        events.insert(10, sound()[5].clone());
+        let killed = |names: &[&str]| {
+            names.iter().map(|name| (5, Blow::WorkerKilled((*name).into()))).collect::<Vec<_>>()
+        };
+        let both = History { blows: killed(&["ox", "mule"]), ..history(&events) };
+        assert_eq!(both.violations(), [""; 0]);
+        assert_eq!(both.falls(), [Fall { from: 4, to: 3, holders: Holders::AllGone }]);
+
+        events[7]["applied_step"] = 0.into();
+        let too_far = History { blows: killed(&["ox", "mule"]), ..history(&events) };
+        assert_eq!(too_far.violations().len(), 1);
+        let damaged = (5, Blow::CheckpointDamaged("e0001-s00000003".into()));
+        let blows = killed(&["ox", "mule"]).into_iter().chain([damaged]).collect();
+        assert_eq!(History { blows, ..history(&events) }.violations(), [""; 0]);
+
+        events[2]["step"] = 5.into();
+        let one = History { blows: killed(&["ox"]), ..history(&events) };
+        assert!(!one.violations().is_empty(), "the other held them");
+    }
 }

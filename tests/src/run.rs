@@ -23,7 +23,8 @@ use crate::{
 pub struct Event(Value);
 
 impl Event {
-    fn parse(line: &[u8]) -> Self {
+    /// A line of the file.
+    pub fn parse(line: &[u8]) -> Self {
         let parsed = serde_json::from_slice(line);
         let said = || String::from_utf8_lossy(line);
         Self(parsed.unwrap_or_else(|error| panic!("{} is not JSON: {error}", said())))

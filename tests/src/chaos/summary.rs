@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
-use crate::{History, history::Fall};
+use crate::{
+    History,
+    history::{Fall, Holders},
+};
 
 use super::{Kind, Options, recovery::Struck};
 
@@ -84,11 +87,11 @@ impl fmt::Display for Summary {
         }
         let counts: Vec<_> = self.counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         writeln!(f, "events: {}", counts.join(", "))?;
-        let of = |gone: bool| {
-            let falls = self.falls.iter().filter(|fall| fall.holders_gone == gone);
+        let of = |holders: Holders| {
+            let falls = self.falls.iter().filter(|fall| fall.holders == holders);
             falls.fold((0, 0), |(times, steps), fall| (times + 1, steps + fall.from - fall.to))
         };
-        let ((single, in_flight), (returns, since)) = (of(false), of(true));
+        let ((single, in_flight), (returns, since)) = (of(Holders::SomeGone), of(Holders::AllGone));
         writeln!(
             f,
             "taken again: {in_flight} steps whose only holder was lost ({single} times), {since} since a checkpoint, all holders lost ({returns} times)"
