@@ -323,6 +323,8 @@ impl World {
             phase: inside.call.phase().into(),
             ms: (self.now - inside.since).as_millis() as u64,
             received: if connecting { 0 } else { received },
+            // Its own part, and what it passed on: the kernel takes it, whatever the link does.
+            sent: if connecting { 0 } else { received + ROUND },
             closed: matches!(error, CallError::PeerClosed(_)),
         })
     }
