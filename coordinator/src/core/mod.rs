@@ -246,7 +246,10 @@ impl Core {
                 }
             }
             Event::StopRequested => self.stop_requested(now, out),
-            Event::TeamLost { reason } => self.fail(reason, now, out),
+            Event::TeamLost { reason } => {
+                let before = self.last_trouble.take().map(|trouble| format!("; before, {trouble}"));
+                self.fail(reason + &before.unwrap_or_default(), now, out);
+            }
             Event::TimePassed => {}
         }
         self.time_passed(now, out);

@@ -14,6 +14,7 @@ use musher_proto::{
     message::{Activity, EpochTotals, Phase as WorkerPhase, ReplicaLabel, Train},
     shard::Segment,
 };
+use tracing::debug;
 
 use super::{Membership, TrainError, Trainer};
 
@@ -85,6 +86,7 @@ impl Trainer {
             let samples = shard.positions.end - shard.positions.start;
             let outcome = self.step(member, &batch, shard.positions, stop.is_raised())?;
             self.board.stepped(self.position(), outcome.loss, samples, outcome.compute);
+            debug!(generation = member.generation.0, step = self.position().applied.0, "step applied");
             after_step(outcome.loss);
             if outcome.stop {
                 paused = self.position().cursor < segment.end;
