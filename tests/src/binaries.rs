@@ -16,8 +16,9 @@ fn find(name: &str) -> PathBuf {
     path
 }
 
-/// Test binaries lie in `deps/` below the product's.
+/// Commands of this crate lie beside the product's, test binaries in `deps/` below.
 pub(crate) fn directory() -> PathBuf {
     let this = env::current_exe().expect("the system knows the running program");
-    this.ancestors().nth(2).expect("cargo puts test binaries into target/PROFILE/deps").to_owned()
+    let beside = this.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+    beside.expect("a program is in a directory").to_owned()
 }

@@ -29,7 +29,7 @@ impl DataSet {
     pub fn link(root: PathBuf, train: usize, val: usize) -> Self {
         let source = source();
         let data =
-            Self { train: names(&source.join(TRAIN), train), val: names(&source.join(VAL), val), root };
+            Self { train: first(&source.join(TRAIN), train), val: first(&source.join(VAL), val), root };
         for folder in ["images", "annotations/trimaps"] {
             fs::create_dir_all(data.root.join(folder)).expect("the scene's directory is writable");
         }
@@ -41,6 +41,13 @@ impl DataSet {
         data.write_list(TRAIN, &data.train);
         data.write_list(VAL, &data.val);
         data
+    }
+
+    /// One that is there, with all its samples. It is only read.
+    pub fn open(root: PathBuf) -> Self {
+        let root = root.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+        let all = |list| names(&root.join(list)).collect();
+        Self { train: all(TRAIN), val: all(VAL), root }
     }
 
     pub fn root(&self) -> &Path {
@@ -77,13 +84,17 @@ fn image_file(root: &Path, name: &str) -> String {
     found.unwrap_or_else(|| panic!("{} has no image {name}", root.display()))
 }
 
-fn names(list: &Path, count: usize) -> Vec<String> {
+fn first(list: &Path, count: usize) -> Vec<String> {
+    let first: Vec<_> = names(list).take(count).collect();
+    assert_eq!(first.len(), count, "{} is too short for this test", list.display());
+    first
+}
+
+fn names(list: &Path) -> impl Iterator<Item = String> {
     let text = fs::read_to_string(list).unwrap_or_else(|error| panic!("{}: {error}", list.display()));
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let names: Vec<_> =
-        lines.filter_map(|line| line.split_whitespace().next()).take(count).map(str::to_owned).collect();
-    assert_eq!(names.len(), count, "{} is too short for this test", list.display());
-    names
+    let names: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    names.into_iter()
 }
 
 /// The real pets, or a set that is drawn once and kept beside the build.

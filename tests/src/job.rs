@@ -1,6 +1,6 @@
 //! Job files.
 
-use std::{collections::BTreeMap, fmt::Display, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Display, fs, net::TcpListener, path::Path};
 
 use crate::DataSet;
 
@@ -25,6 +25,22 @@ impl Job {
             .set("cluster.start_timeout_s", 30)
             .set("server.grpc", "\"127.0.0.1:0\"")
             .set("server.http", "\"127.0.0.1:0\"")
+    }
+
+    /// Ends only when it is stopped.
+    pub fn endless(self) -> Self {
+        self.set("train.epochs", 100_000).set("early_stopping.patience", 100_000)
+    }
+
+    /// Time-outs that a test can wait out, in seconds.
+    pub fn hasty(self) -> Self {
+        self.set("cluster.heartbeat_timeout_s", 2.0).set("cluster.step_timeout_s", 3.0)
+    }
+
+    /// On a port that stays the same over restarts of the coordinator.
+    pub fn on_one_port(self) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        self.set("server.grpc", format!("\"{}\"", free.expect("there is a free port")))
     }
 
     /// `value` is TOML.

@@ -5,14 +5,20 @@
 //! their inside. What cannot be set up panics with a sentence; every wait has a deadline.
 
 pub mod binaries;
+pub mod chaos;
+pub mod checkpoints;
 pub mod data;
+pub mod faults;
+pub mod history;
 pub mod job;
+pub mod network;
 pub mod process;
 pub mod run;
 pub mod scene;
 pub mod sim;
 
 pub use data::DataSet;
+pub use history::History;
 pub use job::Job;
 pub use process::{End, Process};
 pub use run::{Event, Run};

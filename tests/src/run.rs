@@ -1,20 +1,35 @@
 //! A run as it is seen from outside: its process, its directory and its events.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
     ops::{Deref, Index},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
+use rustix::process::Pid;
 use serde_json::Value;
 
-use crate::process::{End, Process, until};
+use crate::{
+    checkpoints,
+    faults::Stopped,
+    process::{End, Process, until},
+};
 
 /// A line of `events.jsonl`. An absent field reads as null.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event(Value);
 
 impl Event {
+    /// A line of the file.
+    pub fn parse(line: &[u8]) -> Self {
+        let parsed = serde_json::from_slice(line);
+        let said = || String::from_utf8_lossy(line);
+        Self(parsed.unwrap_or_else(|error| panic!("{} is not JSON: {error}", said())))
+    }
+
     pub fn name(&self) -> &str {
         self["event"].as_str().unwrap_or_default()
     }
@@ -90,29 +105,35 @@ impl Run {
     /// Waits for the first event that `is_it`.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
-        let dir = self.dir.clone();
-        let past = self.past;
-        let find = || events_of(&dir, past).into_iter().find(&is_it);
-        let found = until(
-            || {
-                // In this order: what it wrote before it ended is there to be found.
-                let ended = self.process.has_ended();
-                find().map(Some).or(ended.then_some(None))
-            },
-            || format!("no {what}\n{}", said(&dir)),
-        );
-        found.unwrap_or_else(|| panic!("the run ended without {what}\n{}", self.process.said()))
+        self.wait_to_find(what, |events| events.iter().find(|event| is_it(event)).cloned())
     }
 
     /// Waits for the `nth` event of that name, from 1.
     #[track_caller]
     pub fn wait_for_nth(&mut self, name: &str, nth: usize) -> Event {
-        let dir = self.dir.clone();
-        let past = self.past;
-        let reached = |event: &Event| {
-            events_of(&dir, past).iter().filter(|e| e.name() == name).nth(nth - 1) == Some(event)
-        };
-        self.wait_for(&format!("{name} number {nth}"), reached)
+        let find = |events: &[Event]| events.iter().filter(|e| e.name() == name).nth(nth - 1).cloned();
+        self.wait_to_find(&format!("{name} number {nth}"), find)
+    }
+
+    /// Waits for an event of that name that `is_it`, past the first `told` events.
+    #[track_caller]
+    pub fn wait_past(&mut self, told: usize, name: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        let find = |events: &[Event]| events[told..].iter().find(|e| e.name() == name && is_it(e)).cloned();
+        self.wait_to_find(&format!("{name} past the first {told} events"), find)
+    }
+
+    #[track_caller]
+    fn wait_to_find(&mut self, what: &str, find: impl Fn(&[Event]) -> Option<Event>) -> Event {
+        let (dir, past) = (self.dir.clone(), self.past);
+        let found = until(
+            || {
+                // In this order: what it wrote before it ended is there to be found.
+                let ended = self.process.has_ended();
+                find(&events_of(&dir, past)).map(Some).or(ended.then_some(None))
+            },
+            || format!("no {what}\n{}", said(&dir)),
+        );
+        found.unwrap_or_else(|| panic!("the run ended without {what}\n{}", self.process.said()))
     }
 
     /// Waits for the first mid-epoch checkpoint, after step 4 of a job with `checkpoint.every_steps = 4`.
@@ -124,12 +145,32 @@ impl Run {
         })
     }
 
+    /// Stops `process` while a checkpoint is being written that can't be completed without it. Returns the
+    /// checkpoint's id. The job must take one every few steps.
+    #[track_caller]
+    pub fn stop_in_a_checkpoint(&mut self, process: Pid) -> (Stopped, String) {
+        /// A part that is on its way arrives in this time.
+        const SETTLES: Duration = Duration::from_millis(300);
+        let dir = self.dir.join("checkpoints");
+        let caught = || {
+            let id = checkpoints::pending(&dir)?;
+            let stopped = Stopped::stop(process);
+            thread::sleep(SETTLES);
+            (checkpoints::pending(&dir).as_deref() == Some(&id)).then_some((stopped, id))
+        };
+        until(caught, || format!("no checkpoint was caught on its way\n{}", said(&self.dir)))
+    }
+
     /// The coordinator's URL.
     #[track_caller]
     pub fn address(&self) -> String {
         let started = || self.events().into_iter().find(|event| event.name() == "run_started");
         let started = until(started, || format!("the run did not start\n{}", self.process.said()));
         format!("http://{}", started.text("address"))
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
     }
 
     #[track_caller]
@@ -172,9 +213,39 @@ fn said(dir: &Path) -> String {
 
 /// The whole lines from byte `past` on; a line that is being written is left for later.
 fn events_of(dir: &Path, past: usize) -> Vec<Event> {
-    let text = fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
-    let Some((lines, _)) = text.get(past..).unwrap_or_default().rsplit_once('\n') else { return Vec::new() };
-    let parse =
-        |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
-    lines.lines().filter(|line| !line.is_empty()).map(|line| Event(parse(line))).collect()
+    let mut follower = Follower { read: past as u64, ..Follower::new(dir.to_owned()) };
+    follower.read();
+    follower.events
+}
+
+/// The events of all lives of a run, read as they come.
+#[derive(Debug)]
+pub struct Follower {
+    file: PathBuf,
+    /// Bytes.
+    read: u64,
+    events: Vec<Event>,
+}
+
+impl Follower {
+    /// `dir` is the run's.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { file: dir.join("events.jsonl"), read: 0, events: Vec::new() }
+    }
+
+    /// All so far.
+    pub fn read(&mut self) -> &[Event] {
+        let mut text = Vec::new();
+        let read = File::open(&self.file).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut text)
+        });
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        if read.is_ok() {
+            let lines = text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+            self.events.extend(lines.map(Event::parse));
+            self.read += whole as u64;
+        }
+        &self.events
+    }
 }

@@ -13,7 +13,9 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{DataSet, End, Job, Process, Run, binaries};
+use serde_json::Value;
+
+use crate::{DataSet, End, Job, Process, Run, binaries, network::Host};
 
 /// See the module's documentation. Commands run in its directory.
 #[derive(Debug)]
@@ -29,6 +31,11 @@ impl Scene {
         let turn = Turn::take();
         let dir = tempfile::tempdir().expect("the system has a temporary directory");
         Self { dir, started: AtomicU32::new(0), _turn: turn }
+    }
+
+    /// Leaves its directory behind, to be looked into.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -60,33 +67,48 @@ impl Scene {
         Process::start(command, self.path(&format!("process-{nth}")))
     }
 
+    /// What `musher status --json` says of the run.
+    #[track_caller]
+    pub fn status(&self, run: &Run) -> Value {
+        self.run(&["status", &run.address(), "--json"]).expect_code(0).last_line()
+    }
+
     /// `musher launch` of `job` with its run directory at `runs/NAME`. One thread a worker: busy cores
     /// slow down those most that wait for each other.
     pub fn launch(&self, job: &Job, name: &str, workers: u32, args: &[&str]) -> Run {
         let workers = workers.to_string();
-        self.begin(job, name, &[&["launch", "--workers", &workers, "--threads", "1"], args].concat())
+        let args = [&["launch", "--workers", &workers, "--threads", "1"], args].concat();
+        self.begin(&Host::default(), job, name, &args)
     }
 
     /// `musher serve` of `job`.
     pub fn serve(&self, job: &Job, name: &str, args: &[&str]) -> Run {
-        self.begin(job, name, &[&["serve"], args].concat())
+        self.serve_on(&Host::default(), job, name, args)
+    }
+
+    pub fn serve_on(&self, host: &Host, job: &Job, name: &str, args: &[&str]) -> Run {
+        self.begin(host, job, name, &[&["serve"], args].concat())
     }
 
     /// A worker by hand, with one thread.
     pub fn join(&self, run: &Run, name: &str, args: &[&str]) -> Process {
-        let address = run.address();
-        let fixed = ["join", &address, "--name", name, "--threads", "1", "--log-format", "json"];
-        self.start(self.command(&binaries::musher_worker(), &[&fixed, args].concat()))
+        self.join_on(&Host::default(), &run.address(), name, args)
     }
 
-    fn begin(&self, job: &Job, name: &str, args: &[&str]) -> Run {
+    pub fn join_on(&self, host: &Host, url: &str, name: &str, args: &[&str]) -> Process {
+        let fixed = ["join", url, "--name", name, "--threads", "1", "--log-format", "json"];
+        let command = self.command(&binaries::musher_worker(), &[&fixed, args].concat());
+        self.start(host.command(command))
+    }
+
+    fn begin(&self, host: &Host, job: &Job, name: &str, args: &[&str]) -> Run {
         let file = self.path(&format!("{name}.toml"));
         job.write(&file);
         let dir = self.path("runs").join(name);
         let mut command = self.musher(&[args, &["--json", "--log-format", "json"]].concat());
         command.arg(&file).arg("--run-dir").arg(&dir);
         let past = fs::metadata(dir.join("events.jsonl")).map_or(0, |file| file.len());
-        Run::follow(self.start(command), dir, past as usize)
+        Run::follow(self.start(host.command(command)), dir, past as usize)
     }
 
     fn command(&self, program: &Path, args: &[&str]) -> Command {

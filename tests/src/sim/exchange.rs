@@ -326,6 +326,7 @@ impl World {
             phase: inside.call.phase().into(),
             ms: (self.now - inside.since).as_millis() as u64,
             received: if connecting { 0 } else { received },
+            // The kernel takes it, whatever the link does.
             sent: if connecting { 0 } else { sent },
             closed: matches!(error, CallError::PeerClosed(_)),
         })

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use musher_tests::{Event, run::Ended};
+use musher_tests::{
+    DataSet, Event, History,
+    history::Fall,
+    run::{Ended, Run},
+};
+use rustix::process::Signal;
 use safetensors::SafeTensors;
 
 /// What an epoch came to. Equal figures have equal bits.
@@ -59,6 +64,28 @@ pub fn each_sample_is_validated_once(run: &Ended, samples: u64) {
     for event in validated {
         assert_eq!(event.number("samples"), samples, "{event:?}");
     }
+}
+
+/// Over all lives of a run of [`musher_tests::Job::tiny`]'s batch, nothing is lost, and nothing is done
+/// twice. As ranks that differ are a cause to abort, this also says that their digests agree.
+#[track_caller]
+pub fn nothing_is_lost(events: &[Event], data: &DataSet) {
+    let history = History::new(events.to_vec(), data.train.len() as u64, data.val.len() as u64, 8);
+    assert_eq!(history.violations(), [""; 0]);
+    let one_at_most = |fall: &Fall| fall.from - fall.to <= 1;
+    assert!(history.falls().iter().all(one_at_most), "more than the step in flight: {:?}", history.falls());
+}
+
+/// An endless run goes on for an epoch and a validation more, and is stopped; then nothing was lost.
+#[track_caller]
+pub fn goes_on_and_ends_well(mut run: Run, data: &DataSet) -> Ended {
+    let told = run.events().len();
+    let epoch = run.wait_past(told, "epoch_finished", |_| true).number("epoch");
+    run.wait_past(told, "validated", |event| event.number("epoch") == epoch);
+    run.signal(Signal::TERM);
+    let ended = run.wait().expect_code(75);
+    nothing_is_lost(&ended.events, data);
+    ended
 }
 
 /// The tensors of a weights file by name; reading it checks its form.

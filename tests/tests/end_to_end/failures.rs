@@ -1,9 +1,14 @@
-//! Workers that die, hang or all go away.
+//! Workers that die or go away, one of them or all, at each point of a run.
 
-use musher_tests::{DataSet, Job, Scene, run::Ended};
+use std::fs;
+
+use musher_tests::{DataSet, Event, Job, Process, Run, Scene, faults::Stopped, process::until, run::Ended};
 use rustix::process::{Signal, kill_process};
 
-use crate::checks::{each_sample_is_trained_on_once, each_sample_is_validated_once, figures};
+use crate::checks::{
+    each_sample_is_trained_on_once, each_sample_is_validated_once, figures, goes_on_and_ends_well,
+    nothing_is_lost,
+};
 
 /// 20 steps an epoch.
 const TRAIN: usize = 160;
@@ -30,6 +35,7 @@ fn survivors_go_on_when_a_worker_is_killed() {
     let run = run.wait().expect_code(0);
 
     the_loss_is_told(&run, ".1");
+    nothing_is_lost(&run.events, &data);
     let sizes: Vec<_> = run.all("generation_formed").iter().map(|event| event.number("world_size")).collect();
     assert_eq!(sizes, [3, 2]);
     let second = run.all("generation_formed")[1];
@@ -47,28 +53,99 @@ fn survivors_go_on_when_a_worker_is_killed() {
 fn the_loss_is_told(run: &Ended, worker: &str) {
     let left = run.one("worker_left");
     assert!(left.text("worker").ends_with(worker), "{left:?}");
-    assert!(!left.text("reason").is_empty());
+    assert_eq!((left.text("cause"), left["rank"].is_u64()), ("disconnected", true), "{left:?}");
     let aborted = run.one("generation_aborted");
     assert_eq!(aborted.number("generation"), run.all("generation_formed")[0].number("generation"));
-    assert!(!aborted.text("reason").is_empty());
+    assert_eq!(aborted.text("cause"), "member_lost");
+    assert_eq!((&aborted["worker"], &aborted["rank"]), (&left["worker"], &left["rank"]));
+    assert!(aborted.text("reason").contains(left.text("reason")), "{aborted:?}");
+}
+
+/// Also: it is told between the epoch's end and its validation's.
+#[test]
+fn a_worker_that_dies_in_validation_costs_nothing() {
+    let scene = Scene::new();
+    let data = scene.data_of(40, 160);
+    let mut run = scene.launch(&Job::tiny(&data), "validating", 2, &NO_RESTARTS);
+    run.wait_for_nth("epoch_finished", 1);
+    kill_process(run.worker(1), Signal::KILL).expect("it runs");
+    let run = run.wait().expect_code(0);
+    let told = ["epoch_finished", "worker_left", "generation_aborted", "generation_formed", "validated"];
+    let order: Vec<_> = run.events.iter().map(Event::name).filter(|name| told.contains(name)).collect();
+    let from = order.iter().position(|name| *name == "epoch_finished").expect("the test waited for it");
+    assert_eq!(order[from..from + 5], told);
+    nothing_is_lost(&run.events, &data);
+}
+
+/// First the newcomer dies, then another's donor: in both cases the others hold all that was trained.
+#[test]
+fn deaths_while_a_newcomer_is_synced_cost_nothing() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let job = job(&data).endless().set("cluster.workers", 2);
+    let mut run = scene.serve(&job, "syncing", &[]);
+    let mut old = ["ox", "mule"].map(|name| scene.join(&run, name, &[]));
+    run.wait_for_mid_epoch();
+
+    let (mut newcomer, stopped) = newcomer_in_sync(&scene, &mut run);
+    let told = run.events().len();
+    newcomer.kill_with_children();
+    drop(stopped);
+    run.wait_past(told, "generation_formed", |event| event.number("world_size") == 2);
+
+    let (newcomer, stopped) = newcomer_in_sync(&scene, &mut run);
+    let told = run.events().len();
+    let donor = run.events().iter().rfind(|event| event.name() == "generation_formed").cloned();
+    let donor = donor.expect("two were formed").text("donor").to_owned();
+    old[usize::from(donor == "mule")].kill_with_children();
+    stopped.wake();
+    let formed = run.wait_past(told, "generation_formed", |event| event.number("world_size") == 2);
+    assert_ne!(formed.text("donor"), donor);
+    goes_on_and_ends_well(run, &data);
+    newcomer.wait().expect_code(75);
+}
+
+/// A worker that has joined, and that stands still while the team waits for it to take its state.
+fn newcomer_in_sync(scene: &Scene, run: &mut Run) -> (Process, Stopped) {
+    for attempt in 0..10 {
+        let told = run.events().len();
+        let name = format!("newcomer-{told}-{attempt}");
+        let mut newcomer = scene.join(run, &name, &[]);
+        run.wait_past(told, "worker_joined", |event| event.text("worker") == name);
+        let stopped = Stopped::stop(newcomer.id());
+        let forms = || {
+            let formed = run.events()[told..].iter().any(|event| event.name() == "generation_formed");
+            let forming = scene.status(run)["phase"] == "forming";
+            (formed || forming).then_some(forming && !formed)
+        };
+        if until(forms, || "the newcomer was not taken in".into()) {
+            return (newcomer, stopped);
+        }
+        // It was in before it stood still.
+        let told = run.events().len();
+        newcomer.kill_with_children();
+        run.wait_past(told, "generation_formed", |_| true);
+    }
+    panic!("no newcomer was caught in its sync\n{}", run.said());
 }
 
 #[test]
-fn a_worker_that_hangs_is_removed() {
+fn a_worker_that_dies_during_an_upload_costs_that_checkpoint_alone() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let job = job(&data).set("train.epochs", 1).set("cluster.heartbeat_timeout_s", 3.0);
-    let mut run = scene.launch(&job, "hung", 2, &[]);
-    run.wait_for_mid_epoch();
-    let hung = run.worker(1);
-    kill_process(hung, Signal::STOP).expect("it runs");
-    run.wait_for_nth("generation_formed", 2);
-    kill_process(hung, Signal::CONT).expect("it was only stopped");
-    let run = run.wait().expect_code(0);
-    the_loss_is_told(&run, ".1");
-    let reason = run.one("worker_left").text("reason").to_owned();
-    assert!(reason.contains("silent for 3.0 s (cluster.heartbeat_timeout_s)"), "{reason}");
-    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+    let mut run = scene.launch(&job(&data).endless(), "uploading", 2, &NO_RESTARTS);
+    run.wait_for_nth("epoch_started", 1);
+    let worker = run.worker(1);
+    let (stopped, id) = run.stop_in_a_checkpoint(worker);
+    kill_process(worker, Signal::KILL).expect("it runs");
+    drop(stopped);
+    let failed = run.wait_for_nth("checkpoint_failed", 1);
+    assert_eq!(failed.text("id"), id);
+    let run = goes_on_and_ends_well(run, &data);
+    let left = fs::read_dir(run.dir.join("checkpoints")).expect("it is there").flatten();
+    for checkpoint in left {
+        assert!(checkpoint.path().join("manifest.json").is_file(), "{checkpoint:?} is half-written");
+    }
 }
 
 #[test]
@@ -112,7 +189,7 @@ fn below_min_workers_a_run_waits_for_another() {
         "nothing was trained below min_workers"
     );
     assert!(run.all("checkpoint_committed").iter().any(|event| event.number("step") == saved));
-    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+    nothing_is_lost(&run.events, &data);
 }
 
 #[test]
@@ -129,7 +206,7 @@ fn a_dead_worker_is_started_again_and_taken_in() {
     let sizes: Vec<_> = run.all("generation_formed").iter().map(|event| event.number("world_size")).collect();
     assert_eq!(sizes, [2, 1, 2]);
     assert_eq!(run.all("generation_aborted").len(), 1, "taking it in aborts nothing");
-    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+    nothing_is_lost(&run.events, &data);
 }
 
 #[test]
@@ -151,5 +228,5 @@ fn a_drained_worker_costs_no_step() {
     let sizes: Vec<_> = run.all("generation_formed").iter().map(|event| event.number("world_size")).collect();
     assert_eq!(sizes, [3, 2, 1]);
     assert!(run.all("generation_aborted").is_empty(), "nobody was interrupted");
-    each_sample_is_trained_on_once(&run, TRAIN as u64, 8);
+    nothing_is_lost(&run.events, &data);
 }

@@ -4,9 +4,12 @@
 
 mod checks;
 
+mod chaos;
 mod data;
 mod disk_full;
 mod failures;
+mod hangs;
+mod links;
 mod node;
 mod refusals;
 mod repeatability;

@@ -1,6 +1,6 @@
 //! A coordinator that is killed and started again: its workers live on and bring what they hold.
 
-use std::{collections::BTreeMap, fs, net::TcpListener};
+use std::{fs, thread, time::Duration};
 
 use musher_tests::{
     DataSet, Event, Job, Process, Scene,
@@ -9,18 +9,15 @@ use musher_tests::{
 };
 use rustix::process::{Pid, Signal};
 
-use crate::checks::{each_sample_is_trained_on_once, each_sample_is_validated_once};
+use crate::checks::nothing_is_lost;
 
 /// 20 steps an epoch.
 const TRAIN: usize = 160;
 const VAL: usize = 48;
 
-/// On a port that stays the same over restarts.
 fn job(data: &DataSet) -> Job {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = free.expect("there is a free port").to_string();
     Job::tiny(data)
-        .set("server.grpc", format!("{address:?}"))
+        .on_one_port()
         .set("cluster.workers", 2)
         .set("cluster.heartbeat_timeout_s", 30)
         .set("train.epochs", 3)
@@ -40,45 +37,39 @@ fn survives(scene: &Scene, job: &Job, cut: impl FnOnce(&mut Run)) -> (Vec<Event>
     (before, run)
 }
 
-/// The step that each epoch was finished at, over both lives; no epoch twice.
-fn finished(before: &[Event], run: &Ended, name: &str) -> BTreeMap<u64, u64> {
-    let mut steps = BTreeMap::new();
-    for event in before.iter().chain(&run.events).filter(|event| event.name() == name) {
-        let former = steps.insert(event.number("epoch"), event.number("step"));
-        assert_eq!(former, None, "{name} twice: {event:?}");
-    }
-    steps
-}
-
 #[track_caller]
-fn nothing_was_lost(before: &[Event], run: &Ended) {
-    let formed = run.all("generation_formed");
-    assert_eq!(formed[0].number("world_size"), 2, "it was formed before both were back: {formed:#?}");
-    let told = before.iter().filter(|event| event.name() == "progress" || event.name() == "epoch_finished");
-    let told = told.map(|event| event.number("step")).max().expect("it had trained");
-    assert!(formed[0].number("applied_step") >= told, "{told} steps were told of before: {formed:#?}");
+fn nothing_was_lost(before: &[Event], run: &Ended, data: &DataSet) {
     assert_eq!(run.one("coordinator_restarted").number("term"), 2);
-
-    let steps = BTreeMap::from([(1, 20), (2, 40), (3, 60)]);
-    assert_eq!(finished(before, run, "epoch_finished"), steps);
-    assert_eq!(finished(before, run, "validated"), steps);
-    each_sample_is_trained_on_once(run, TRAIN as u64, 8);
-    each_sample_is_validated_once(run, VAL as u64);
+    assert!(run.all("worker_left").is_empty(), "{:?}", run.all("worker_left"));
+    let all: Vec<_> = before.iter().chain(&run.events).cloned().collect();
+    nothing_is_lost(&all, data);
+    let in_teams = all.iter().filter(|event| event.has("world_size"));
+    for team in in_teams {
+        assert_eq!(team.number("world_size"), 2, "it was formed before both were back: {team:?}");
+    }
+    for name in ["epoch_finished", "validated"] {
+        let ends = all.iter().filter(|event| event.name() == name);
+        let steps: Vec<_> = ends.map(|event| event.number("step")).collect();
+        assert_eq!(steps, [20, 40, 60], "{name}");
+    }
     assert_eq!(run.end.last_line()["epochs"], 3);
     assert!(run.dir.join("best.safetensors").is_file());
 }
 
 #[test]
-fn in_the_middle_of_an_epoch_without_any_checkpoint() {
+fn in_the_middle_of_an_epoch_the_generation_goes_on() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, VAL);
     let (before, run) = survives(&scene, &job(&data), |run| {
         run.wait_for("progress", |event| event.name() == "progress" && event.number("step") > 0);
     });
-    nothing_was_lost(&before, &run);
-    let first = run.all("generation_formed")[0];
-    let none_yet = !before.iter().any(|event| event.name() == "checkpoint_committed");
-    assert!(!none_yet || first.number("applied_step") > 0, "{first:?}");
+    nothing_was_lost(&before, &run, &data);
+    let formed = before.iter().filter(|event| event.name() == "generation_formed").collect::<Vec<_>>();
+    assert_eq!(formed.len(), 1);
+    let continued = run.one("generation_continued");
+    assert_eq!(continued.number("generation"), formed[0].number("generation"));
+    assert_eq!(continued.number("world_size"), 2);
+    assert!(run.all("generation_formed").is_empty(), "nobody stopped for it");
 }
 
 #[test]
@@ -88,7 +79,49 @@ fn during_validation() {
     let (before, run) = survives(&scene, &job(&data), |run| {
         run.wait_for_nth("epoch_finished", 1);
     });
-    nothing_was_lost(&before, &run);
+    nothing_was_lost(&before, &run, &data);
+}
+
+#[test]
+fn in_the_middle_of_a_checkpoint() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, VAL);
+    let job = job(&data).set("checkpoint.every_steps", 4);
+    let mut caught = None;
+    let (before, run) = survives(&scene, &job, |run| {
+        caught = Some(run.stop_in_a_checkpoint(run.id()));
+    });
+    nothing_was_lost(&before, &run, &data);
+    let (_, id) = caught.expect("it was caught before it was killed");
+    let committed = |event: &&Event| event.name() == "checkpoint_committed" && event.text("id") == id;
+    assert_eq!(before.iter().filter(committed).count(), 0);
+    for checkpoint in fs::read_dir(run.dir.join("checkpoints")).expect("it is there").flatten() {
+        assert!(checkpoint.path().join("manifest.json").is_file(), "{checkpoint:?} is half-written");
+    }
+}
+
+/// The team is listened for until the heartbeat time-out, then it is formed without the one that is gone.
+#[test]
+fn with_a_worker_that_died_meanwhile() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, VAL);
+    let job = job(&data).set("cluster.heartbeat_timeout_s", 2).set("cluster.workers", 3);
+    let mut run = scene.serve(&job, "bereaved", &[]);
+    let mut workers = ["ox", "mule", "dog"].map(|name| scene.join(&run, name, &[]));
+    run.wait_for("progress", |event| event.name() == "progress" && event.number("step") > 0);
+    let before = run.kill();
+    workers[1].kill_with_children();
+    // Longer than a coordinator listens: what workers hold does not depend on it.
+    thread::sleep(Duration::from_millis(2500));
+    let run = scene.serve(&job, "bereaved", &["--resume"]).wait().expect_code(0);
+    let [ox, _, dog] = workers;
+    for survivor in [ox, dog] {
+        survivor.wait().expect_code(0);
+    }
+    let formed = run.one("generation_formed");
+    assert_eq!(formed.number("world_size"), 2);
+    let all: Vec<_> = before.iter().chain(&run.events).cloned().collect();
+    nothing_is_lost(&all, &data);
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_worker_that_comes_later_is_taken_in_between_two_steps() {
     first.wait().expect_code(0);
     second.wait().expect_code(0);
     assert!(run.all("generation_aborted").is_empty(), "nothing is aborted for a newcomer");
-    crate::checks::each_sample_is_trained_on_once(&run, data.train.len() as u64, 8);
+    crate::checks::nothing_is_lost(&run.events, &data);
 }
 
 #[test]
