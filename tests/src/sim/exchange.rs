@@ -316,15 +316,18 @@ impl World {
             _ if connecting => Rank(self.missing_neighbour(exchange, at).unwrap_or(predecessor) as u32),
             _ => Rank(predecessor as u32),
         };
-        let received = seat.done.saturating_sub(1) * CALL + self.rounds_received(exchange, at) * ROUND;
+        // What came in one round goes out in the next, and one's own part in the first.
+        let (before, last) = (seat.done.saturating_sub(1) * CALL, 2 * (exchange.seats.len() as u64 - 1));
+        let rounds = self.rounds_received(exchange, at).min(last);
+        let (received, sent) = (before + rounds * ROUND, before + (rounds + 1).min(last) * ROUND);
         Some(Waited {
             peer,
             step: musher_proto::ids::Step(inside.call.step()),
             phase: inside.call.phase().into(),
             ms: (self.now - inside.since).as_millis() as u64,
             received: if connecting { 0 } else { received },
-            // Its own part, and what it passed on: the kernel takes it, whatever the link does.
-            sent: if connecting { 0 } else { received + ROUND },
+            // The kernel takes it, whatever the link does.
+            sent: if connecting { 0 } else { sent },
             closed: matches!(error, CallError::PeerClosed(_)),
         })
     }
