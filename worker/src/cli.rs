@@ -172,6 +172,7 @@ impl Join {
                 identity,
                 url,
                 channel,
+                connect_timeout,
                 parent: self.parent.and_then(Pid::from_raw),
                 ring_address,
                 data_root: self.data_root,

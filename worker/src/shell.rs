@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use musher_collective::{Aborter, RingListener};
 use musher_dataset::{Dataset, DatasetError, ImageCache, Source as DataSource, Warnings};
 use musher_proto::{
@@ -25,7 +25,7 @@ use tokio::{
     task, time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use tracing::{info, warn};
 
 use crate::{
@@ -57,6 +57,8 @@ pub struct Options {
     /// The coordinator.
     pub url: String,
     pub channel: Channel,
+    /// How long a coordinator is looked for that has not given its job yet.
+    pub connect_timeout: Duration,
     /// The process that started this one, with which it is to end.
     pub parent: Option<Pid>,
     /// Where peers connect; port 0 takes any.
@@ -75,13 +77,14 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
     let (products, mut produced) = mpsc::channel(PRODUCTS);
     let mut shell = Shell {
         link: Link::open(options.channel.clone(), inputs.clone()),
+        patience: options.connect_timeout,
         options,
         session,
         inputs,
         connections,
         keepalive: Keepalive::default(),
-        patience: Duration::ZERO,
         lost_at: None,
+        lost_because: String::new(),
         told_to_leave: None,
         heartbeat: pulse(HEARTBEAT),
         time_to_leave: Duration::MAX,
@@ -168,7 +171,14 @@ async fn read(channel: Channel, outbox: mpsc::Receiver<wire::WorkerMessage>, inp
         Ok(response) => response.into_inner(),
         Err(status) => {
             let reason = format!("it took no session: {}", status.message());
-            let _ = inputs.send(Input::Disconnected { reason }).await;
+            let input = match status.code() {
+                Code::Unimplemented => Input::NoCoordinator {
+                    reason: "what answers at this address is no coordinator of Musher: correct the address"
+                        .into(),
+                },
+                _ => Input::Disconnected { reason },
+            };
+            let _ = inputs.send(input).await;
             return;
         }
     };
@@ -208,6 +218,7 @@ struct Shell {
     patience: Duration,
     /// When it was lost; `None` once it has spoken again.
     lost_at: Option<Instant>,
+    lost_because: String,
     /// Why, by the coordinator's last message.
     told_to_leave: Option<String>,
     heartbeat: time::Interval,
@@ -256,18 +267,26 @@ impl Shell {
     }
 
     fn reconnect(&mut self) {
+        let reason = std::mem::take(&mut self.lost_because);
+        if self.lost_at.is_none() {
+            let patience_s = self.patience.as_secs_f64();
+            warn!(
+                patience_s,
+                reason, "the coordinator is gone: it is looked for, and work that can go on does"
+            );
+        }
         let lost_at = *self.lost_at.get_or_insert_with(Instant::now);
         let left = self.patience.saturating_sub(lost_at.elapsed());
-        warn!(
-            patience_s = left.as_secs_f64(),
-            "the coordinator is gone: training goes on, and it is looked for"
-        );
-        let (url, keepalive) = (self.options.url.clone(), self.keepalive);
+        let (url, keepalive, patience) = (self.options.url.clone(), self.keepalive, self.patience);
         let connections = self.connections.clone();
         task::spawn(async move {
-            // A coordinator that ends each stream at once is not to be rushed.
+            // One that ends each stream at once is not to be rushed, nor to be tried for ever.
             time::sleep(connection::RETRY).await;
-            let _ = connections.send(connection::connect(&url, left, keepalive).await).await;
+            let connected = match left.is_zero() {
+                true => Err(anyhow!("{url} answers, and for {:.0} s {reason}", patience.as_secs_f64())),
+                false => connection::connect(&url, left, keepalive).await,
+            };
+            let _ = connections.send(connected).await;
         });
     }
 
@@ -282,7 +301,8 @@ impl Shell {
                     self.told_to_leave = Some(reason.clone());
                 }
             }
-            Input::Disconnected { .. } => {
+            Input::Disconnected { reason } => {
+                self.lost_because.clone_from(reason);
                 if let Some(reason) = self.told_to_leave.take() {
                     warn!(reason, "the coordinator removed this worker: it joins again as a newcomer");
                 }

@@ -9,7 +9,7 @@ use musher_proto::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Bench, Core, Gathering, Inquest, Phase,
+    Bench, Core, Gathering, Phase, aborted,
     effects::{Action, Fences, RunEvent, Status, Time},
     evidence,
     reasons::{AbortCause, Departure, Wait},
@@ -227,7 +227,7 @@ impl Core {
             .members()
             .filter_map(|(_, session)| self.peers.get(&session))
             .any(super::hangs::is_elsewhere);
-        self.last_trouble = Some(format!("generation {} was aborted: {reason}", team.generation));
+        self.last_trouble = Some(aborted(team.generation, &cause));
         out.push(Action::Emit(RunEvent::GenerationAborted { generation: team.generation, cause }));
         let awaiting: BTreeSet<Session> =
             team.members().map(|(_, session)| session).filter(|s| self.peers.contains_key(s)).collect();
@@ -240,7 +240,8 @@ impl Core {
             // The survivors go on at once; who comes back is taken in between two steps.
             wanted: self.job.cluster.min_workers,
             since: now,
-            inquest: (!accounted_for && !late).then_some(Inquest { team, testimony: Vec::new() }),
+            inquest: (!accounted_for && !late).then(Vec::new),
+            former: Some(team),
             ..Gathering::default()
         });
         self.suspects_are_lost(now, out);
@@ -295,12 +296,13 @@ impl Core {
     /// nothing about links.
     fn hear(&mut self, session: Session, waited: Waited) {
         let long = seconds(self.job.cluster.step_timeout_s) / 2;
-        if let Phase::Gathering(Gathering { inquest: Some(inquest), .. }) = &mut self.phase
-            && let Some(rank) = inquest.team.rank_of(session)
+        if let Phase::Gathering(Gathering { inquest: Some(inquest), former: Some(team), .. }) =
+            &mut self.phase
+            && let Some(rank) = team.rank_of(session)
             && !waited.closed
             && Duration::from_millis(waited.ms) >= long
         {
-            inquest.testimony.push((rank, waited));
+            inquest.push((rank, waited));
         }
     }
 
@@ -309,8 +311,8 @@ impl Core {
         let Phase::Gathering(gathering) = &mut self.phase else { return };
         if gathering.awaiting.remove(&session) && gathering.awaiting.is_empty() {
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
-            if let Some(inquest) = gathering.inquest.take() {
-                self.put_out(inquest, now, out);
+            if let (Some(testimony), Some(team)) = (gathering.inquest.take(), gathering.former.clone()) {
+                self.put_out(&team, &testimony, now, out);
             }
             let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
             let saves_first = self.newest_held().is_some_and(|held| !self.is_safe(held));
@@ -321,7 +323,7 @@ impl Core {
     }
 
     /// Benches the member that the evidence speaks against, if there is any.
-    fn put_out(&mut self, Inquest { team, testimony }: Inquest, now: Time, out: &mut Vec<Action>) {
+    fn put_out(&mut self, team: &Team, testimony: &[(Rank, Waited)], now: Time, out: &mut Vec<Action>) {
         let newest = self.newest_held();
         let holds_it = |session: Session| self.peers.get(&session).is_some_and(|p| p.held() == newest);
         let holders: Vec<Rank> = team
@@ -329,7 +331,7 @@ impl Core {
             .filter(|(_, session)| newest.is_some() && holds_it(*session))
             .map(|(rank, _)| rank)
             .collect();
-        let Some(rank) = evidence::verdict(&testimony, team.world(), &holders) else { return };
+        let Some(rank) = evidence::verdict(testimony, team.world(), &holders) else { return };
         let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
         let Some((_, waited)) = witness else { return };
         let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {

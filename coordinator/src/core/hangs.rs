@@ -29,8 +29,9 @@ fn budget(progress: Option<&Progress>, cluster: &Cluster) -> Duration {
     let step = seconds(cluster.step_timeout_s);
     let Some(progress) = progress else { return step * SLOW };
     match (progress.phase, progress.activity) {
-        (WorkerPhase::Idle, _) => step,         // it has its order, and has not begun
-        (_, Activity::WaitingForPeers) => step, // there is nobody to wait for any more
+        (WorkerPhase::Idle, _) => step, // it has its order, and has not begun
+        // There is nobody to wait for any more, and the wait can be interrupted.
+        (_, Activity::WaitingForPeers) => step.min(seconds(cluster.heartbeat_timeout_s)),
         (WorkerPhase::Training, Activity::Working) if progress.warm => {
             let median = Duration::from_secs_f64(progress.step_ms.clamp(0.0, 1e9) / 1e3);
             step.max(median.mul_f64(MEDIANS))

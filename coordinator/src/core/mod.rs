@@ -180,15 +180,11 @@ struct Gathering {
     /// mean equal states. In mid-segment each rank has running statistics of its own.
     pooled: bool,
     since: Time,
-    /// What the members of an aborted generation saw of their exchange.
-    inquest: Option<Inquest>,
-}
-
-/// After an abort for which no lost member accounts: whose links are cut?
-#[derive(Debug)]
-struct Inquest {
-    team: Team,
-    testimony: Vec<(Rank, Waited)>,
+    /// Whose generation was aborted.
+    former: Option<Team>,
+    /// After an abort for which no lost member accounts, what the members saw of their exchange: whose
+    /// links are cut?
+    inquest: Option<Vec<(Rank, Waited)>>,
 }
 
 /// A worker that was put out.
@@ -473,23 +469,31 @@ impl Core {
         let Some(peer) = self.peers.remove(&session) else { return };
         let worker = peer.worker().clone();
         let rank = self.team().and_then(|team| team.rank_of(session));
+        let former_rank = match &self.phase {
+            Phase::Gathering(Gathering { former: Some(team), .. }) => team.rank_of(session),
+            _ => None,
+        };
         if !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended) {
             out.push(Action::Emit(RunEvent::WorkerLeft {
                 worker: worker.clone(),
-                rank,
+                rank: rank.or(former_rank),
                 departure: departure.clone(),
             }));
         }
         if self.fences.generation == Generation(0) && self.peers.values().all(|peer| peer.join.is_none()) {
             self.data = None; // nothing was trained on the first one's data set: it binds nobody
         }
-        if let Phase::Gathering(Gathering { inquest, .. }) = &mut self.phase {
-            // A member that is lost accounts for a broken exchange.
-            inquest.take_if(|inquest| inquest.team.rank_of(session).is_some());
+        let lost =
+            |rank| AbortCause::MemberLost { worker: worker.clone(), rank, departure: departure.clone() };
+        if let Phase::Gathering(Gathering { inquest, .. }) = &mut self.phase
+            && let Some(rank) = former_rank
+        {
+            *inquest = None; // a member that is lost accounts for a broken exchange
+            self.last_trouble = Some(aborted(self.fences.generation, &lost(rank)));
         }
         self.settled(session, now, out);
         if let Some(rank) = rank {
-            self.abort(AbortCause::MemberLost { worker: worker.clone(), rank, departure }, now, out);
+            self.abort(lost(rank), now, out);
         }
         if self.checkpoint.as_ref().is_some_and(|open| !open.committing && open.awaits(&worker)) {
             self.checkpoint_failed(&format!("worker {worker} left before its part was stored"), now, out);
@@ -601,6 +605,11 @@ fn may_stand_outside(message: &FromWorker) -> bool {
         | FromWorker::Validated(_)
         | FromWorker::Interrupted(_) => false,
     }
+}
+
+/// For people who ask what went wrong last.
+fn aborted(generation: Generation, cause: &AbortCause) -> String {
+    format!("generation {generation} was aborted: {cause}")
 }
 
 fn seconds(value: f64) -> Duration {

@@ -418,7 +418,8 @@ impl World {
         let (phase, generation, since) = self.ledger.phase;
         let resting = ["waiting for workers", "ended"].contains(&phase);
         let waited = self.now.saturating_sub(since.max(calm).max(self.last_step));
-        let bound = self.bounds.ring * 2 + ms(60_000);
+        // A checkpoint whose part never came, and the one that waited for it: ten step time-outs each.
+        let bound = (self.bounds.ring * 2).max(self.bounds.formation * 20) + ms(60_000);
         holds!(
             7,
             resting || waited <= bound,

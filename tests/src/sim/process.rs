@@ -128,7 +128,7 @@ impl World {
             pending: Vec::new(),
             session: None,
             connection: None,
-            patience: Time::ZERO,
+            patience: FIRST_PATIENCE,
             lost_at: None,
             exchange: None,
             aborted: BTreeSet::new(),

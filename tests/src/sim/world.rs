@@ -583,8 +583,9 @@ impl World {
             return;
         };
         let Some(session) = process.session.as_mut().filter(|_| !process.stopped) else { return };
-        if !format!("{session:?}").contains("link: Down") {
-            return;
+        let session_says = format!("{session:?}");
+        if !session_says.contains("link: Down") || session_says.contains("welcome: None") {
+            return; // it is not on its way back to any
         }
         let welcome = Welcome {
             session: Session(1),

@@ -14,7 +14,7 @@ use musher_proto::{
 #[derive(Debug)]
 pub enum Input {
     Received(Fenced<ToWorker>),
-    /// The coordinator's stream ended.
+    /// The coordinator's stream ended, or none began.
     Disconnected {
         reason: String,
     },
@@ -22,6 +22,10 @@ pub enum Input {
     Connected,
     /// It was not reached for as long as the job allows.
     CoordinatorLost {
+        reason: String,
+    },
+    /// What answers is something else.
+    NoCoordinator {
         reason: String,
     },
     /// The data set is open, its lists read.
@@ -189,16 +193,20 @@ impl Session {
         }
         match input {
             Input::Received(message) => self.received(message),
-            Input::Disconnected { reason } => self.disconnected(reason),
+            Input::Disconnected { .. } => self.disconnected(),
             Input::Connected => {
                 self.link = Link::Greeting;
                 vec![self.hello()]
             }
-            Input::CoordinatorLost { reason } => self.leave(Exit::Failed {
-                reason: format!(
-                    "the coordinator did not come back (cluster.coordinator_timeout_s): {reason}"
-                ),
-            }),
+            Input::CoordinatorLost { reason } => {
+                let setting = match self.welcome {
+                    Some(_) => " (cluster.coordinator_timeout_s)",
+                    None => "",
+                };
+                let reason = format!("the coordinator did not come back{setting}: {reason}");
+                self.leave(Exit::Failed { reason })
+            }
+            Input::NoCoordinator { reason } => self.leave(Exit::Failed { reason }),
             Input::DataOpened { facts, ring_address } => {
                 self.entry = Some((facts, ring_address));
                 self.phase = Phase::Idle { held: None };
@@ -232,10 +240,7 @@ impl Session {
     }
 
     /// Training goes on: the coordinator's next life, or the same one, takes up what is held by then.
-    fn disconnected(&mut self, reason: String) -> Vec<Output> {
-        if self.entry.is_none() {
-            return self.leave(Exit::Failed { reason: format!("the coordinator is gone: {reason}") });
-        }
+    fn disconnected(&mut self) -> Vec<Output> {
         if self.leave_wanted {
             return self.leave(Exit::Resumable); // nobody is left to ask
         }
@@ -524,11 +529,37 @@ mod tests {
         assert!(
             matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("other data"))
         );
+    }
+
+    #[test]
+    fn one_that_is_still_coming_looks_for_the_next_coordinator() {
+        let facts = || DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
+        let opened = || Input::DataOpened { facts: facts(), ring_address: "127.0.0.1:1".into() };
+        // Before it was welcomed.
         let (mut session, _) = Session::start(identity());
-        let outputs = session.handle(Input::Disconnected { reason: "reset".into() });
-        assert!(
-            matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("reset"))
-        );
+        assert_eq!(session.handle(lost()), [Output::Reconnect]);
+        assert!(matches!(&session.handle(Input::Connected)[..], [Output::Send(_)]));
+        assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::OpenData { .. }]));
+        // While it reads its lists: they are read once.
+        assert_eq!(session.handle(lost()), [Output::Reconnect]);
+        session.handle(Input::Connected);
+        assert!(session.handle(received(4, 0, welcome())).is_empty());
+        assert_eq!(rejoined(&session.handle(opened())), Some((4, None)));
+        // They are read, and nobody is there to be told.
+        let (mut session, _) = Session::start(identity());
+        session.handle(received(3, 0, welcome()));
+        session.handle(lost());
+        assert!(session.handle(opened()).is_empty());
+        session.handle(Input::Connected);
+        assert_eq!(rejoined(&session.handle(received(4, 0, welcome()))), Some((4, None)));
+    }
+
+    #[test]
+    fn where_no_coordinator_is_it_says_so() {
+        let (mut session, _) = Session::start(identity());
+        let reason = String::from("that is a web server");
+        let outputs = session.handle(Input::NoCoordinator { reason: reason.clone() });
+        assert_eq!(outputs.last(), Some(&Output::Exit(Exit::Failed { reason })));
     }
 
     fn lost() -> Input {
