@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a fault holds the team up, and what it costs: Musher's own recovery, beside torchrun's.
 
-bench_recovery.py --data PETS --peer PEER_DDP_PY --python PYTHON [--repeats 10] [--bin target/release]
+bench_recovery.py --data PETS --peer PEER_DDP_PY --python PYTHON [--repeats 10] [--faults kill,join]
 
 Four workers of one thread, the small model (width 0.25, 64 pixels, global batch 8). Times come from the workers' own
 lines about each applied step (RUST_LOG=musher_worker=debug), in seconds:
@@ -38,10 +38,13 @@ def main():
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--bin", default="target/release")
+    parser.add_argument("--faults", help="only these, for example kill,join")
     options = parser.parse_args()
     kinds = {"kill": kill, "stop": stop, "join": join, "coordinator": coordinator}
     if options.peer:
         kinds["torchrun"] = torchrun
+    if options.faults:
+        kinds = {name: kinds[name] for name in options.faults.split(",")}
     figures = {name: [] for name in kinds}
     for repeat in range(options.repeats):
         for name, measure in kinds.items():
@@ -224,14 +227,19 @@ def torchrun(options, folder):
 
     threading.Thread(target=read, daemon=True).start()
     middle = steps_an_epoch + steps_an_epoch // 2  # of the second epoch
-    while not any(r["step"] >= middle for r in list(records)):
-        time.sleep(0.01)
+
+    def wait_for(is_there):
+        while not any(is_there(record) for record in list(records)):
+            if process.poll() is not None:
+                raise SystemExit("torchrun has ended: try its command by hand")
+            time.sleep(0.01)
+
+    wait_for(lambda record: record["step"] >= middle)
     victim = next(r["pid"] for r in records if r["rank"] == 1)
     old = {r["pid"] for r in records}
     began, reached = time.time(), max(r["step"] for r in records)
     os.kill(victim, signal.SIGKILL)
-    while not any(r["pid"] not in old for r in list(records)):
-        time.sleep(0.01)
+    wait_for(lambda record: record["pid"] not in old)
     again = next(r for r in list(records) if r["pid"] not in old)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

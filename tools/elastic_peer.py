@@ -6,11 +6,11 @@ torchrun --nproc-per-node N --max-restarts R elastic_peer.py PEER_DDP_PY CHECKPO
 A worker that dies makes torchrun end and start all of them; they go on from the last epoch's end. Prints a JSON line
 {"time", "rank", "step", "pid"} for each step that a rank has applied. Random tensors: the loader is not measured.
 """
-import importlib.util
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 peer, checkpoint, steps, epochs, batch, width, size = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("peer", peer)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+# Its network without its main job, which it begins when it is loaded.
+definitions = Path(peer).read_text().split("\ndef main")[0]
+network = {"__name__": "peer"}
+exec(compile(definitions, peer, "exec"), network)
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 torch.manual_seed(0)
-model = module.UNet(width=float(width))
+model = network["UNet"](width=float(width))
 optimizer = torch.optim.Adam(model.parameters(), eps=1e-7)
 step = 0
 if os.path.exists(checkpoint):

@@ -240,6 +240,7 @@ impl From<domain::Form> for wire::Form {
             secret: m.secret.to_vec(),
             donor: m.donor.0,
             broadcast: m.broadcast,
+            holds_it: m.holds_it,
             start: Some(match m.start {
                 Start::Seeded => Wire::Seeded(wire::Seeded {}),
                 Start::Held => Wire::Held(wire::HeldState {}),
@@ -271,6 +272,7 @@ impl TryFrom<wire::Form> for domain::Form {
             secret: m.secret.try_into().map_err(|_| Malformed("Form's secret is not of 32 bytes"))?,
             donor: Rank(m.donor),
             broadcast: m.broadcast,
+            holds_it: m.holds_it,
             start: match required(m.start, "Form does not say what the donor starts from")? {
                 Wire::Seeded(wire::Seeded {}) => Start::Seeded,
                 Wire::Held(wire::HeldState {}) => Start::Held,
@@ -521,6 +523,7 @@ mod tests {
                 secret: [9; 32],
                 donor: Rank(0),
                 broadcast: true,
+                holds_it: true,
                 start,
             })
         };

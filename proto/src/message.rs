@@ -279,6 +279,8 @@ pub struct Form {
     pub donor: Rank,
     /// False: all hold the donor's state already.
     pub broadcast: bool,
+    /// This rank holds the donor's state already, and only passes it on.
+    pub holds_it: bool,
     pub start: Start,
 }
 

@@ -92,7 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         products,
         board: Arc::new(ProgressBoard::default()),
         orders: None,
-        opened: None,
+        prepared: None,
         exchange: None,
         stop: StopFlag::default(),
     };
@@ -228,8 +228,8 @@ struct Shell {
     products: mpsc::Sender<Product>,
     board: Arc<ProgressBoard>,
     orders: Option<Orders>,
-    /// What the training thread starts with, until it does.
-    opened: Option<sync_mpsc::Receiver<trainer::Start>>,
+    /// Where the training thread's inbox comes from, once.
+    prepared: Option<sync_mpsc::Receiver<Orders>>,
     exchange: Option<Aborter>,
     stop: StopFlag,
 }
@@ -248,7 +248,7 @@ impl Shell {
             match output {
                 Output::Send(message) => self.send(message).await,
                 Output::Reconnect => self.reconnect(),
-                Output::OpenData { job } => self.open_data(*job),
+                Output::Prepare { job } => self.prepare(*job),
                 Output::Command { generation, command } => self.command(generation, command)?,
                 Output::AbortExchange => {
                     if let Some(aborter) = self.exchange.take() {
@@ -356,55 +356,56 @@ impl Shell {
         }
     }
 
-    /// Reads the lists on a thread of its own; the session hears how it went.
-    fn open_data(&mut self, job: JobConfig) {
+    /// Reads the lists, and has the training thread build its replica; the session hears how it went.
+    fn prepare(&mut self, job: JobConfig) {
         self.follow(&job.cluster);
         let inputs = self.inputs.clone();
-        let warnings = self.inputs.clone();
-        let root = self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into);
-        let (ring_address, threads, board) =
-            (self.options.ring_address, self.options.threads, self.board.clone());
-        let (ready, opened) = sync_mpsc::sync_channel(1);
-        self.opened = Some(opened);
+        let source = DataSource {
+            root: self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into),
+            train_split: job.data.train_split.clone(),
+            val_split: job.data.val_split.clone(),
+        };
+        let (ring_address, threads) = (self.options.ring_address, self.options.threads);
+        let (board, products) = (self.board.clone(), self.products.clone());
+        let (hand_over, prepared) = sync_mpsc::sync_channel(1);
+        self.prepared = Some(prepared);
         task::spawn_blocking(move || {
-            let source = DataSource {
-                root,
-                train_split: job.data.train_split.clone(),
-                val_split: job.data.val_split.clone(),
-            };
-            let input = match open(&source, ring_address) {
-                Ok((dataset, listener)) => {
-                    let facts = DataFacts {
-                        digest: dataset.digest().to_owned(),
-                        train_samples: dataset.train().samples.len() as u64,
-                        val_samples: dataset.val().samples.len() as u64,
-                    };
-                    let address =
-                        listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-                    let warn = move |warning: musher_dataset::DataWarning| {
-                        let warning = DataWarning {
-                            file: warning.file.display().to_string(),
-                            problem: warning.problem,
-                        };
-                        let _ = warnings.blocking_send(Input::DataWarned(warning));
-                    };
-                    let data = TrainingData {
-                        dataset: Arc::new(dataset),
-                        cache: Arc::new(ImageCache::new(job.data.cache_mb as usize * (1 << 20))),
-                        warnings: Arc::new(Warnings::new(warn)),
-                        threads: match job.data.loader_threads {
-                            0 => threads,
-                            chosen => chosen as usize,
-                        },
-                    };
-                    let job = Arc::new(job);
-                    let _ =
-                        ready.send(trainer::Start { job, data, listener, board, threads: threads as i32 });
-                    Input::DataOpened { facts, ring_address: address }
+            let (dataset, listener) = match open(&source, ring_address) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    let _ = inputs.blocking_send(Input::NotPrepared { reason: format!("{error:#}") });
+                    return;
                 }
-                Err(error) => Input::DataFailed { reason: format!("{error:#}") },
             };
-            let _ = inputs.blocking_send(input);
+            let facts = DataFacts {
+                digest: dataset.digest().to_owned(),
+                train_samples: dataset.train().samples.len() as u64,
+                val_samples: dataset.val().samples.len() as u64,
+            };
+            let ring_address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+            let warnings = inputs.clone();
+            let warn = move |warning: musher_dataset::DataWarning| {
+                let warning =
+                    DataWarning { file: warning.file.display().to_string(), problem: warning.problem };
+                let _ = warnings.blocking_send(Input::DataWarned(warning));
+            };
+            let loader_threads = match job.data.loader_threads {
+                0 => threads,
+                chosen => chosen as usize,
+            };
+            let data = TrainingData {
+                dataset: Arc::new(dataset),
+                cache: Arc::new(ImageCache::new(job.data.cache_mb as usize * (1 << 20))),
+                warnings: Arc::new(Warnings::new(warn)),
+                threads: loader_threads,
+            };
+            info!(threads, loader_threads, "the training thread starts");
+            let start = trainer::Start { job: Arc::new(job), data, listener, board, threads: threads as i32 };
+            // Without a replica it has said why.
+            if let Some(orders) = trainer::start(start, products) {
+                let _ = hand_over.send(orders);
+                let _ = inputs.blocking_send(Input::Prepared { facts, ring_address });
+            }
         });
     }
 
@@ -446,15 +447,12 @@ impl Shell {
         }
     }
 
-    /// The training thread's inbox; the thread starts with the first order.
+    /// The training thread's inbox.
     fn orders(&mut self) -> anyhow::Result<&mut Orders> {
-        if self.orders.is_none() {
-            let start = self.opened.take().and_then(|opened| opened.try_recv().ok());
-            let start = start.context("the coordinator gave orders before this worker joined")?;
-            info!(threads = start.threads, loader_threads = start.data.threads, "the training thread starts");
-            self.orders = Some(trainer::start(start, self.products.clone()));
+        if let Some(orders) = self.prepared.as_ref().and_then(|prepared| prepared.try_recv().ok()) {
+            (self.orders, self.prepared) = (Some(orders), None);
         }
-        self.orders.as_mut().context("the training thread was started above")
+        self.orders.as_mut().context("the coordinator gave orders before this worker joined")
     }
 
     fn source(&self, start: &Start, donor: bool) -> Source {

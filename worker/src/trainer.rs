@@ -90,14 +90,16 @@ impl Orders {
     }
 }
 
-/// Starts the thread.
-pub fn start(start: Start, products: Sender<Product>) -> Orders {
+/// Starts the thread, and waits until its replica is built and warm. `None` if that failed, which the thread
+/// reports.
+pub fn start(start: Start, products: Sender<Product>) -> Option<Orders> {
     let (inbox, orders) = sync_channel(ORDERS);
+    let (ready, built) = sync_channel(1);
     let begun = Arc::new(AtomicU64::new(0));
     let counter = begun.clone();
     let run = move || {
         let products_of_panic = products.clone();
-        let work = AssertUnwindSafe(|| run(start, orders, &counter, products));
+        let work = AssertUnwindSafe(|| run(start, orders, &counter, products, ready));
         if let Err(panic) = catch_unwind(work) {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -107,7 +109,8 @@ pub fn start(start: Start, products: Sender<Product>) -> Orders {
         }
     };
     thread::Builder::new().name("train".into()).spawn(run).expect("the system can start a thread");
-    Orders { inbox, given: 0, begun }
+    built.recv().ok()?;
+    Some(Orders { inbox, given: 0, begun })
 }
 
 struct Worker {
@@ -120,13 +123,20 @@ struct Worker {
     member: Option<Membership>,
 }
 
-fn run(start: Start, orders: Receiver<(Generation, Order)>, begun: &AtomicU64, products: Sender<Product>) {
+fn run(
+    start: Start,
+    orders: Receiver<(Generation, Order)>,
+    begun: &AtomicU64,
+    products: Sender<Product>,
+    ready: SyncSender<()>,
+) {
     tch::set_num_threads(start.threads);
     let cluster = &start.job.cluster;
     let step_timeout = Duration::from_secs_f64(cluster.step_timeout_s);
     let patience = 6 * step_timeout + Duration::from_secs_f64(cluster.heartbeat_timeout_s);
-    let trainer = Trainer::new(start.job, start.data, tch::Device::Cpu, start.board);
-    let mut worker = match trainer {
+    let built = Trainer::new(start.job, start.data, tch::Device::Cpu, start.board)
+        .and_then(|mut trainer| trainer.warm_up().map(|()| trainer));
+    let mut worker = match built {
         Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, patience, member: None },
         Err(error) => {
             let report = Report::Failed(Failed { reason: error.to_string(), any_worker: true });
@@ -135,6 +145,7 @@ fn run(start: Start, orders: Receiver<(Generation, Order)>, begun: &AtomicU64, p
         }
     };
     worker.trainer.board.enter(Phase::Idle);
+    let _ = ready.send(());
     while let Ok((generation, order)) = orders.recv() {
         begun.fetch_add(1, Ordering::Relaxed);
         let product = match worker.perform(generation, order) {
@@ -154,7 +165,7 @@ impl Worker {
             Order::Form { form, source, aborter } => {
                 self.member = None;
                 let mut member = self.connect(generation, &form, &aborter)?;
-                let synced = self.trainer.sync(&mut member, form.donor, form.broadcast, source)?;
+                let synced = self.trainer.sync(&mut member, &form, source)?;
                 self.member = Some(member);
                 Report::Synced(synced)
             }

@@ -149,7 +149,16 @@ impl Core {
         let donor = Rank(donor as u32);
         self.phase = Phase::Forming { team: team.clone(), donor, anew: best.is_none(), synced, since: now };
         for (rank, session) in team.members() {
-            let form = Form { rank, roster: roster.clone(), secret, donor, broadcast, start: start.clone() };
+            let held = self.peers.get(&session).and_then(|peer| self.eligible(peer.held()));
+            let form = Form {
+                rank,
+                roster: roster.clone(),
+                secret,
+                donor,
+                broadcast,
+                holds_it: pooled && best.is_some() && held == best,
+                start: start.clone(),
+            };
             self.send(session, ToWorker::Form(form), out);
         }
     }

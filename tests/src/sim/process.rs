@@ -80,7 +80,7 @@ struct Leaving {
 pub enum Input {
     Connect { until: Time },
     Received { connection: u64, item: Box<Item> },
-    DataOpened,
+    Prepared,
     HeartbeatDue,
     Reported { generation: Generation, report: Box<Report> },
     ThreadWakes { timer: u64 },
@@ -167,12 +167,12 @@ impl World {
         match input {
             Input::Connect { until } => self.connect(worker, until),
             Input::Received { connection, item } => self.worker_receives(worker, connection, *item),
-            Input::DataOpened => {
+            Input::Prepared => {
                 let host = &self.workers[worker];
                 let incarnation = host.starts;
                 let facts = self.facts(host.genuine);
                 let ring_address = format!("{}:{incarnation}", host.name);
-                self.tell_session(worker, SessionInput::DataOpened { facts, ring_address });
+                self.tell_session(worker, SessionInput::Prepared { facts, ring_address });
             }
             Input::HeartbeatDue => {
                 let (now, step_ms) = (self.now, self.scenario.knobs.step_ms as f64);
@@ -319,10 +319,10 @@ impl World {
                     self.coverage.count("workers that lost their coordinator");
                     self.later(worker, RETRY, Input::Connect { until: now + RETRY + left });
                 }
-                Output::OpenData { job } => {
+                Output::Prepare { job } => {
                     process.patience = seconds(job.cluster.coordinator_timeout_s);
                     let opening = self.dice.delay(&[0x0DA7A, worker as u64, process.incarnation], ms(800));
-                    self.later(worker, ms(10) + opening, Input::DataOpened);
+                    self.later(worker, ms(10) + opening, Input::Prepared);
                 }
                 Output::Command { generation, command } => self.command(worker, generation, command),
                 Output::AbortExchange => {

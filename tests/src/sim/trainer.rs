@@ -262,7 +262,7 @@ impl World {
             }
             Cue::Called(_, result) => {
                 let Some(thread) = self.thread(worker) else { return Ok(()) };
-                if let Some(state) = result.state.filter(|_| !mine) {
+                if let Some(state) = result.state.filter(|_| !mine && !form.holds_it) {
                     thread.replica = Replica::adopted(&state, thread.replica.label.lineage);
                 }
                 self.synced(worker, generation);

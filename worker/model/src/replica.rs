@@ -274,6 +274,18 @@ impl Replica {
         Ok(bytes)
     }
 
+    /// The bytes of the state from `offset`, as many as `target` has room for.
+    pub fn copy_state(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+        let end = offset.saturating_add(target.len() as u64);
+        if end > self.state_len() {
+            return Err(Error::StateLength { expected: end, found: self.state_len() });
+        }
+        self.visit_state(offset..end, |at, piece| {
+            let start = (at - offset) as usize;
+            target[start..start + piece.len()].copy_from_slice(piece);
+        })
+    }
+
     /// Digest of the whole state; see [`musher_proto::digest`].
     pub fn state_digest(&self) -> Result<u64, Error> {
         self.digest_of(0..self.state_len())

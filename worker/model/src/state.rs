@@ -76,14 +76,19 @@ impl StateStaging {
 
     /// Takes the next bytes.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let end = self.received + bytes.len();
-        let (expected, whole) = (self.expected(), bytemuck::cast_slice_mut::<u32, u8>(&mut self.words));
-        let Some(target) = whole.get_mut(self.received..end) else {
-            return Err(Error::StateLength { expected, found: end as u64 });
-        };
-        target.copy_from_slice(bytes);
-        self.received = end;
+        self.room(bytes.len())?.copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// Where the next `length` bytes go. They count as received.
+    pub fn room(&mut self, length: usize) -> Result<&mut [u8], Error> {
+        let (start, end) = (self.received, self.received.saturating_add(length));
+        let expected = self.expected();
+        if end as u64 > expected {
+            return Err(Error::StateLength { expected, found: end as u64 });
+        }
+        self.received = end;
+        Ok(&mut bytemuck::cast_slice_mut::<u32, u8>(&mut self.words)[start..end])
     }
 
     /// Bytes received so far.

@@ -28,12 +28,12 @@ pub enum Input {
     NoCoordinator {
         reason: String,
     },
-    /// The data set is open, its lists read.
-    DataOpened {
+    /// The data set's lists are read, and the replica stands warm: nobody will have to wait for it.
+    Prepared {
         facts: DataFacts,
         ring_address: String,
     },
-    DataFailed {
+    NotPrepared {
         reason: String,
     },
     DataWarned(DataWarning),
@@ -63,10 +63,10 @@ pub enum Output {
     Send(Fenced<FromWorker>),
     /// Try to reach the coordinator until the job's patience is over.
     Reconnect,
-    OpenData {
+    /// Read the data set's lists and build a replica.
+    Prepare {
         job: Box<JobConfig>,
     },
-    /// Start the training thread with the data that was opened.
     Command {
         generation: Generation,
         command: Command,
@@ -131,7 +131,7 @@ enum Link {
 
 #[derive(Debug)]
 enum Phase {
-    /// Not welcomed yet, or reading the lists of the job's data set.
+    /// Not welcomed yet, or preparing.
     Opening,
     /// Joined, or about to, in no generation.
     Idle {
@@ -207,12 +207,12 @@ impl Session {
                 self.leave(Exit::Failed { reason })
             }
             Input::NoCoordinator { reason } => self.leave(Exit::Failed { reason }),
-            Input::DataOpened { facts, ring_address } => {
+            Input::Prepared { facts, ring_address } => {
                 self.entry = Some((facts, ring_address));
                 self.phase = Phase::Idle { held: None };
                 self.join(None, None)
             }
-            Input::DataFailed { reason } => {
+            Input::NotPrepared { reason } => {
                 let failed = FromWorker::Failed(Failed { reason: reason.clone(), any_worker: false });
                 let mut outputs = self.say(Generation(0), failed);
                 outputs.extend(self.leave(Exit::Failed { reason }));
@@ -254,7 +254,7 @@ impl Session {
             let job = serde_json::from_str(&welcome.job_json);
             self.welcome = Some(welcome);
             return match job {
-                Ok(job) => vec![Output::OpenData { job: Box::new(job) }],
+                Ok(job) => vec![Output::Prepare { job: Box::new(job) }],
                 Err(error) => self.leave(Exit::Failed {
                     reason: format!("the coordinator's job can't be read ({error}): install the same version on both sides"),
                 }),
@@ -439,6 +439,7 @@ mod tests {
             secret: [0; 32],
             donor: Rank(0),
             broadcast: false,
+            holds_it: false,
             start: Start::Seeded,
         })
     }
@@ -447,7 +448,7 @@ mod tests {
         let (mut session, _) = Session::start(identity());
         session.handle(received(3, 0, welcome()));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        session.handle(Input::DataOpened { facts, ring_address: "127.0.0.1:1".into() });
+        session.handle(Input::Prepared { facts, ring_address: "127.0.0.1:1".into() });
         session
     }
 
@@ -467,9 +468,9 @@ mod tests {
         assert!(
             matches!(&hello[..], [Output::Send(Fenced { body: FromWorker::Hello(h), .. })] if h.protocol == PROTOCOL)
         );
-        assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::OpenData { .. }]));
+        assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::Prepare { .. }]));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let outputs = session.handle(Input::DataOpened { facts, ring_address: "x".into() });
+        let outputs = session.handle(Input::Prepared { facts, ring_address: "x".into() });
         assert!(matches!(
             &outputs[..],
             [Output::Send(Fenced { term: Term(3), body: FromWorker::Join(_), .. })]
@@ -534,22 +535,22 @@ mod tests {
     #[test]
     fn one_that_is_still_coming_looks_for_the_next_coordinator() {
         let facts = || DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let opened = || Input::DataOpened { facts: facts(), ring_address: "127.0.0.1:1".into() };
+        let prepared = || Input::Prepared { facts: facts(), ring_address: "127.0.0.1:1".into() };
         // Before it was welcomed.
         let (mut session, _) = Session::start(identity());
         assert_eq!(session.handle(lost()), [Output::Reconnect]);
         assert!(matches!(&session.handle(Input::Connected)[..], [Output::Send(_)]));
-        assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::OpenData { .. }]));
-        // While it reads its lists: they are read once.
+        assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::Prepare { .. }]));
+        // While it prepares, which it does once.
         assert_eq!(session.handle(lost()), [Output::Reconnect]);
         session.handle(Input::Connected);
         assert!(session.handle(received(4, 0, welcome())).is_empty());
-        assert_eq!(rejoined(&session.handle(opened())), Some((4, None)));
-        // They are read, and nobody is there to be told.
+        assert_eq!(rejoined(&session.handle(prepared())), Some((4, None)));
+        // It is prepared, and nobody is there to be told.
         let (mut session, _) = Session::start(identity());
         session.handle(received(3, 0, welcome()));
         session.handle(lost());
-        assert!(session.handle(opened()).is_empty());
+        assert!(session.handle(prepared()).is_empty());
         session.handle(Input::Connected);
         assert_eq!(rejoined(&session.handle(received(4, 0, welcome()))), Some((4, None)));
     }

@@ -76,6 +76,17 @@ impl Trainer {
         Ok(StepOutcome { loss, stop: sum.stop > 0.0, compute: local + updating.elapsed() })
     }
 
+    /// Computes the gradient of two black images and forgets it: what is slow once is behind this replica
+    /// before a team waits for it.
+    pub fn warm_up(&mut self) -> Result<(), TrainError> {
+        let side = self.job.data.image_size as usize;
+        let (images, masks) = (vec![0; 2 * side * side * 3], vec![0; 2 * side * side / 4]);
+        let batch = Batch { key: 0, sample_ids: vec![0, 1], images, masks };
+        self.replica.begin_step()?;
+        self.accumulate(&batch, 0.0)?;
+        Ok(self.replica.zero_gradients()?)
+    }
+
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
     /// nothing and leaves batch norm alone.
     fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {

@@ -3,16 +3,16 @@
 use std::sync::mpsc::Receiver;
 
 use musher_collective::{Phase, Tag};
-use musher_model::{Replica, StateStaging};
+use musher_model::Replica;
 use musher_proto::{
     ids::{Generation, Rank},
-    message::{Activity, Phase as WorkerPhase, Synced},
+    message::{Activity, Form, Phase as WorkerPhase, Synced},
 };
 
 use super::{Membership, TrainError, Trainer, model_options};
 
-/// Bytes of state in one broadcast: large enough for the ring's full rate, small enough to stage.
-const CHUNK: usize = 8 << 20;
+/// Bytes of state in one broadcast: large enough for the ring's full rate, small enough for the caches.
+const CHUNK: usize = 1 << 20;
 
 /// What the donor's state is.
 pub enum Source {
@@ -25,32 +25,31 @@ pub enum Source {
 }
 
 impl Trainer {
-    /// Takes the donor's state, or gives it. Until a received state is complete and its digest is the
-    /// donor's, the old one stands.
+    /// Takes the donor's state, or gives it, as [`Form`] says. Until a received state is complete and its
+    /// digest is the donor's, the old one stands.
     pub fn sync(
         &mut self,
         member: &mut Membership,
-        donor: Rank,
-        broadcast: bool,
+        form: &Form,
         source: Source,
     ) -> Result<Synced, TrainError> {
         self.board.enter(WorkerPhase::Syncing);
         self.board.connected(member.collective.meter());
-        if member.rank() == donor {
+        let gives = member.rank() == form.donor;
+        if gives {
             self.prepare_donor(source)?;
         }
-        if broadcast {
-            self.broadcast(member, donor)?;
-        }
+        let state_digest = match form.broadcast {
+            false => self.replica.state_digest()?,
+            true if gives => self.give(member)?,
+            true if form.holds_it => self.relay(member, form.donor)?,
+            true => self.take(member, form.donor)?,
+        };
         self.lineage = member.generation;
         self.unpooled_samples = 0;
         self.bad_streak = 0;
         self.board.moved(self.position());
-        Ok(Synced {
-            held: self.label(),
-            state_digest: self.replica.state_digest()?,
-            state_bytes: self.replica.state_len(),
-        })
+        Ok(Synced { held: self.label(), state_digest, state_bytes: self.replica.state_len() })
     }
 
     fn prepare_donor(&mut self, source: Source) -> Result<(), TrainError> {
@@ -75,38 +74,72 @@ impl Trainer {
         Ok(())
     }
 
-    fn broadcast(&mut self, member: &mut Membership, donor: Rank) -> Result<(), TrainError> {
-        let mine = member.rank() == donor;
-        let mut staging = (!mine).then(|| self.replica.staging());
-        let total = self.replica.state_len();
-        for (index, offset) in (0..total).step_by(CHUNK).enumerate() {
-            let length = CHUNK.min((total - offset) as usize);
-            let mut chunk = match mine {
-                true => self.replica.read_state(offset, length)?,
-                false => vec![0; length],
-            };
-            self.board.mark(Activity::WaitingForPeers);
-            member.collective.broadcast(Tag::new(0, index as u32, Phase::State), donor.0, &mut chunk)?;
-            self.board.mark(Activity::Working);
-            if let Some(staging) = &mut staging {
-                staging.receive(&chunk)?;
-            }
+    fn give(&mut self, member: &mut Membership) -> Result<u64, TrainError> {
+        let donor = member.rank();
+        let mut buffer = vec![0; CHUNK];
+        for (index, offset, length) in self.chunks() {
+            self.replica.copy_state(offset, &mut buffer[..length])?;
+            self.pass(member, donor, index, &mut buffer[..length])?;
         }
-        let mut digest = self.replica.state_digest()?.to_le_bytes();
-        self.board.mark(Activity::WaitingForPeers);
-        member.collective.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut digest)?;
-        self.board.mark(Activity::Working);
-        match staging {
-            Some(staging) => self.adopt(staging, u64::from_le_bytes(digest)),
-            None => Ok(()),
+        let digest = self.replica.state_digest()?;
+        self.pass_digest(member, donor, digest)?;
+        Ok(digest)
+    }
+
+    /// It holds the donor's state already, and only passes it on.
+    fn relay(&mut self, member: &mut Membership, donor: Rank) -> Result<u64, TrainError> {
+        let mut buffer = vec![0; CHUNK];
+        for (index, _, length) in self.chunks() {
+            self.pass(member, donor, index, &mut buffer[..length])?;
+        }
+        let held = self.replica.state_digest()?;
+        let expected = self.pass_digest(member, donor, 0)?;
+        match held == expected {
+            true => Ok(held),
+            false => Err(TrainError::TornSync { expected, found: held }),
         }
     }
 
-    fn adopt(&mut self, staging: StateStaging, expected: u64) -> Result<(), TrainError> {
+    fn take(&mut self, member: &mut Membership, donor: Rank) -> Result<u64, TrainError> {
+        let mut staging = self.replica.staging();
+        for (index, _, length) in self.chunks() {
+            self.pass(member, donor, index, staging.room(length)?)?;
+        }
         let found = staging.digest();
+        let expected = self.pass_digest(member, donor, 0)?;
         if found != expected {
             return Err(TrainError::TornSync { expected, found });
         }
-        Ok(self.replica.adopt(staging)?)
+        self.replica.adopt(staging)?;
+        Ok(found)
+    }
+
+    /// Of the state: number, offset and length.
+    fn chunks(&self) -> impl Iterator<Item = (u32, u64, usize)> + use<> {
+        let total = self.replica.state_len();
+        let length = move |offset| CHUNK.min((total - offset) as usize);
+        (0..total).step_by(CHUNK).enumerate().map(move |(i, offset)| (i as u32, offset, length(offset)))
+    }
+
+    fn pass(
+        &self,
+        member: &mut Membership,
+        donor: Rank,
+        index: u32,
+        chunk: &mut [u8],
+    ) -> Result<(), TrainError> {
+        self.board.mark(Activity::WaitingForPeers);
+        member.collective.broadcast(Tag::new(0, index, Phase::State), donor.0, chunk)?;
+        self.board.mark(Activity::Working);
+        Ok(())
+    }
+
+    /// The donor's digest, to all.
+    fn pass_digest(&self, member: &mut Membership, donor: Rank, digest: u64) -> Result<u64, TrainError> {
+        let mut bytes = digest.to_le_bytes();
+        self.board.mark(Activity::WaitingForPeers);
+        member.collective.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut bytes)?;
+        self.board.mark(Activity::Working);
+        Ok(u64::from_le_bytes(bytes))
     }
 }

@@ -18,7 +18,7 @@ use musher_dataset::{
 use musher_proto::{
     ids::{Epoch, Generation, Rank},
     job::JobConfig,
-    message::{Synced, Train},
+    message::{Form, Start, Synced, Train},
 };
 use musher_worker::train::{
     Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData,
@@ -125,6 +125,8 @@ pub struct Worker {
     pub member: Option<Membership>,
     /// Of the steps applied since the last [`Team::form`].
     pub losses: Vec<f64>,
+    /// What it is told of the next sync: its state is the donor's already.
+    pub holds_it: bool,
 }
 
 impl Worker {
@@ -133,7 +135,7 @@ impl Worker {
         let data = pets.training_data();
         let trainer = Trainer::new(Arc::new(job.clone()), data, tch::Device::Cpu, board).unwrap();
         let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Self { trainer, listener, member: None, losses: Vec::new() }
+        Self { trainer, listener, member: None, losses: Vec::new(), holds_it: false }
     }
 
     pub fn new_team(pets: &Pets, job: &JobConfig, world: usize) -> Vec<Self> {
@@ -167,7 +169,17 @@ impl Worker {
     }
 
     fn sync(&mut self, donor: u32, source: Source) -> Result<Synced, TrainError> {
-        let synced = self.trainer.sync(self.member.as_mut().unwrap(), Rank(donor), true, source);
+        let member = self.member.as_mut().unwrap();
+        let form = Form {
+            rank: member.rank(),
+            roster: Vec::new(), // the ring stands already
+            secret: [0; 32],
+            donor: Rank(donor),
+            broadcast: true,
+            holds_it: self.holds_it,
+            start: Start::Held,
+        };
+        let synced = self.trainer.sync(member, &form, source);
         if synced.is_err() {
             self.member = None;
         }

@@ -33,6 +33,53 @@ fn newcomers_take_the_donors_state_bit_for_bit() {
 }
 
 #[test]
+fn those_that_hold_the_donors_state_pass_it_on_and_keep_theirs() {
+    let pets = Pets::drawn();
+    let mut job = job();
+    job.model.width = LARGE;
+    let mut team = Team::started(&pets, &job, 3);
+    team.train(pets.epoch(1));
+    let expected = team.0[1].state();
+    let mut workers = team.0;
+    workers.iter_mut().for_each(|worker| worker.holds_it = true);
+    workers.insert(1, Worker::new(&pets, &job));
+    let mut team = Team::form(2, workers);
+    let synced = team.sync(2, || Source::Held);
+    assert_eq!((synced.held.lineage, synced.held.applied), (Generation(2), Step(5)));
+    assert!(team.0.iter().all(|worker| worker.state() == expected));
+}
+
+#[test]
+fn one_that_does_not_hold_what_it_is_said_to_hold_says_so() {
+    let pets = Pets::drawn();
+    let mut team = Team::started(&pets, &job(), 1);
+    team.train(pets.epoch(1));
+    let mut workers = team.0;
+    workers.push(Worker::new(&pets, &job()));
+    workers[1].holds_it = true;
+    let mut team = Team::form(2, workers);
+    let error = team.try_sync(0, || Source::Held).remove(1).unwrap_err();
+    assert!(matches!(error, TrainError::TornSync { .. }) && error.ends_generation_only(), "{error}");
+    assert_eq!(team.0[1].trainer.held(), None);
+}
+
+#[test]
+fn warming_up_leaves_no_trace() {
+    let pets = Pets::drawn();
+    let [cold, warm] = [false, true].map(|warms_up| {
+        let mut workers = Worker::new_team(&pets, &job_with_batch_norm(), 2);
+        if warms_up {
+            workers[0].trainer.warm_up().unwrap();
+        }
+        let mut team = Team::form(1, workers);
+        team.sync(1, || Source::Held);
+        let end = team.train(pets.epoch(1));
+        (end.state_digest, bits(&team.0[0].losses))
+    });
+    assert_eq!(warm, cold);
+}
+
+#[test]
 fn a_seeded_start_forgets_what_the_donor_held() {
     let pets = Pets::drawn();
     let mut team = Team::seeded(&pets, &job(), 2);

@@ -739,7 +739,7 @@ impl Sim {
                 self.committed.get(id).expect("only a committed one is named").1.clone()
             }
         };
-        if !form.broadcast {
+        if !form.broadcast || form.holds_it {
             assert_eq!(worker.state.as_ref(), Some(&state), "without a broadcast all hold the donor's state");
         }
         if form.rank == form.donor {
