@@ -42,7 +42,8 @@ while step < int(steps) * int(epochs):
     F.cross_entropy(ddp(images), masks).backward()
     optimizer.step()
     step += 1
-    print(json.dumps({"time": time.time(), "rank": dist.get_rank(), "step": step, "pid": os.getpid()}), flush=True)
+    record = {"time": time.time(), "rank": dist.get_rank(), "step": step, "pid": os.getpid()}
+    os.write(1, (json.dumps(record) + "\n").encode())  # whole, whoever else writes
     if step % int(steps) == 0 and dist.get_rank() == 0:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, checkpoint + ".new")
         os.replace(checkpoint + ".new", checkpoint)

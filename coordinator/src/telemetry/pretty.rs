@@ -29,7 +29,16 @@ fn phrases(event: &str) -> &'static [&'static str] {
         "waiting_for_workers" => &["waiting for workers", "{present} of {expected}", "at {address}"],
         "worker_joined" => &["worker {worker} joined", "{device}", "on {host}"],
         "worker_left" => &["worker {worker} left", "{reason}"],
-        "worker_slow" => &["worker {worker} is slow", "{reason}"],
+        "worker_returned" => &["worker {worker} is back at its place"],
+        "worker_refused" => &["worker {worker} was refused", "{reason}"],
+        "worker_slow" => {
+            &["worker {worker} is slow", "{step_ms:ms} a step", "its team-mates' median is {median_ms:ms}"]
+        }
+        "generation_continued" => &["generation {generation} goes on", "world size {world_size}"],
+        "steps_lost" => &[
+            "steps {applied_step:count} to {reported_step:count} were lost with their only holders",
+            "they are taken again",
+        ],
         "generation_formed" => &[
             "generation {generation} formed",
             "world size {world_size}",
