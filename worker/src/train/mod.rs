@@ -25,7 +25,7 @@ use musher_proto::{
 use tch::Device;
 use thiserror::Error;
 
-pub use data::TrainingData;
+pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
@@ -83,7 +83,7 @@ impl TrainError {
 /// A replica and what it needs to train.
 pub struct Trainer {
     job: Arc<JobConfig>,
-    data: TrainingData,
+    data: Feed,
     replica: Replica,
     /// The generation whose sync this replica's state completed last; 0: it holds nothing of the run.
     lineage: Generation,
@@ -119,6 +119,7 @@ impl Trainer {
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
         let replica = Replica::new(&model_options(&job), job.seed, device)?;
+        let data = Feed::new(job.clone(), data, device);
         Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
     }
 

@@ -6,7 +6,6 @@ use std::{
 };
 
 use musher_collective::{Phase, Tag};
-use musher_dataset::Batch;
 use musher_model::Mode;
 use musher_proto::{
     ids::{Generation, Step},
@@ -43,7 +42,7 @@ impl Trainer {
     pub(super) fn step(
         &mut self,
         member: &mut Membership,
-        batch: &Batch,
+        batch: &DeviceBatch,
         positions: Range<u64>,
         stop: bool,
     ) -> Result<StepOutcome, TrainError> {
@@ -79,9 +78,7 @@ impl Trainer {
     /// Computes the gradient of two black images and forgets it: what is slow once is behind this replica
     /// before a team waits for it.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
-        let side = self.job.data.image_size as usize;
-        let (images, masks) = (vec![0; 2 * side * side * 3], vec![0; 2 * side * side / 4]);
-        let batch = Batch { key: 0, sample_ids: vec![0, 1], images, masks };
+        let batch = self.data.input.black(2)?;
         self.replica.begin_step()?;
         self.accumulate(&batch, 0.0)?;
         Ok(self.replica.zero_gradients()?)
@@ -89,21 +86,20 @@ impl Trainer {
 
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
     /// nothing and leaves batch norm alone.
-    fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {
+    fn accumulate(&mut self, batch: &DeviceBatch, scale: f64) -> Result<f64, TrainError> {
         let samples = batch.sample_ids.len() as i64;
         if samples == 0 {
             return Ok(0.0);
         }
-        let on_device = DeviceBatch::new(batch, &self.job, self.replica.device())?;
         let micro = match i64::from(self.job.train.micro_batch) {
             0 => samples,
             micro => micro,
         };
         let mut loss_sum = 0.0;
         for start in (0..samples).step_by(micro as usize) {
-            let part = on_device.slice(start, micro.min(samples - start))?;
-            let logits = self.replica.forward(&part.images, Mode::Train)?;
-            loss_sum += self.replica.backward_sum_loss(&logits, &part.masks, scale)?;
+            let (images, masks) = batch.slice(start, micro.min(samples - start))?;
+            let logits = self.replica.forward(&images, Mode::Train)?;
+            loss_sum += self.replica.backward_sum_loss(&logits, &masks, scale)?;
         }
         Ok(loss_sum)
     }

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use musher_dataset::{Batch, BatchPlan, Loader, strip};
+use musher_dataset::{BatchPlan, strip};
 use musher_model::{Mode, metrics};
 use musher_proto::{
     message::{Activity, Phase as WorkerPhase, UnitResult, Validate, Validated},
     shard::ValidationUnits,
 };
 
-use super::{Membership, TrainError, Trainer, data::DeviceBatch};
+use super::{Membership, TrainError, Trainer};
 
 impl Trainer {
     /// Evaluates this rank's share of the validation split.
@@ -25,12 +25,11 @@ impl Trainer {
             epoch: 0,
             sample_ids: units.positions(index).collect(),
         });
-        let mut loader = self.data.validation(&self.job, plan);
+        let mut batches = self.data.validation(plan);
         let mut results = Vec::new();
-        while let Some(batch) = self.next_unit(&mut loader)? {
-            let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
-            let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
-            let evaluation = metrics::evaluate(&logits, &on_device.masks)?;
+        while let Some(batch) = self.awaited(|| batches.next())? {
+            let logits = self.replica.forward(&batch.images, Mode::Eval)?;
+            let evaluation = metrics::evaluate(&logits, &batch.masks)?;
             results.push(UnitResult {
                 index: batch.key,
                 samples: batch.sample_ids.len() as u64,
@@ -50,9 +49,13 @@ impl Trainer {
         })
     }
 
-    fn next_unit(&self, loader: &mut Loader) -> Result<Option<Batch>, TrainError> {
+    /// What is waited for counts as data on its way, and not as work.
+    fn awaited<B, E>(&self, next: impl FnOnce() -> Option<Result<B, E>>) -> Result<Option<B>, TrainError>
+    where
+        TrainError: From<E>,
+    {
         self.board.mark(Activity::WaitingForData);
-        let batch = loader.next().transpose()?;
+        let batch = next().transpose()?;
         self.board.mark(Activity::Working);
         Ok(batch)
     }
@@ -63,10 +66,9 @@ impl Trainer {
         let rows = wanted.min(available);
         let sample_ids = (0..rows).map(|row| row * available / rows).collect();
         let plan = [BatchPlan { key: 0, epoch: 0, sample_ids }];
-        let mut loader = self.data.validation(&self.job, plan.into_iter());
-        let Some(batch) = self.next_unit(&mut loader)? else { return Ok(Vec::new()) };
-        let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
-        let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
+        let mut loader = self.data.pictures(plan.into_iter());
+        let Some(batch) = self.awaited(|| loader.next())? else { return Ok(Vec::new()) };
+        let logits = self.replica.forward(&self.data.input.of_bytes(&batch)?.images, Mode::Eval)?;
         let predicted =
             Vec::<u8>::try_from(metrics::argmax(&logits)?.f_flatten(0, -1)?.f_to_device(tch::Device::Cpu)?)?;
         let side = self.job.data.image_size as usize;

@@ -1,0 +1,155 @@
+//! From the data set's bytes to the network's input, by one of two ways that give the same bits: samples are
+//! augmented on the loader's threads and sent to the device, or they are kept there and augmented there.
+
+mod input;
+mod prefetch;
+mod sampler;
+mod store;
+
+use std::sync::Arc;
+
+use musher_dataset::{
+    AugmentOptions, BatchPlan, Dataset, ImageCache, Loader, LoaderOptions, MaskResize, Split, Transform,
+    View, Warnings,
+};
+use musher_proto::job::{self, AugmentOn, JobConfig};
+use tch::{Device, TchError};
+use tracing::info;
+
+use super::TrainError;
+use prefetch::{PrefetchOptions, Prefetcher};
+use store::{Budgets, SampleStore};
+
+pub(super) use input::Input;
+
+pub use input::DeviceBatch;
+pub use store::KeptBytes;
+
+/// Batches made ahead of the one in use: the deeper, the steadier; two steps' worth of bytes each way
+/// is all that it costs.
+const AHEAD: usize = 4;
+
+/// A data set and who decodes it.
+#[derive(Clone)]
+pub struct TrainingData {
+    pub dataset: Arc<Dataset>,
+    pub cache: Arc<ImageCache>,
+    pub warnings: Arc<Warnings>,
+    /// Threads that decode, and augment where the device doesn't.
+    pub threads: usize,
+}
+
+/// Where a replica's batches come from.
+pub struct Feed {
+    pub(super) dataset: Arc<Dataset>,
+    /// Into which samples become batches.
+    pub(super) input: Input,
+    job: Arc<JobConfig>,
+    data: TrainingData,
+    /// `None` if samples are augmented on the CPU.
+    store: Option<Arc<SampleStore>>,
+}
+
+impl Feed {
+    pub fn new(job: Arc<JobConfig>, data: TrainingData, device: Device) -> Self {
+        let on_device = match job.data.augment_on {
+            AugmentOn::Auto => device.is_cuda(),
+            AugmentOn::Cpu => false,
+            AugmentOn::Device => true,
+        };
+        let budgets = Budgets {
+            device: job::mebibytes(job.data.device_cache_mb),
+            host: job::mebibytes(job.data.cache_mb),
+        };
+        let store = on_device.then(|| Arc::new(SampleStore::new(device, budgets)));
+        info!(on_device, device_cache_mb = job.data.device_cache_mb, "where samples are augmented");
+        Self { dataset: data.dataset.clone(), input: Input::new(&job, device), job, data, store }
+    }
+
+    /// What is kept of the samples seen so far; nothing where the device does not augment.
+    pub fn kept_bytes(&self) -> KeptBytes {
+        self.store.as_ref().map_or_else(KeptBytes::default, |store| store.kept_bytes())
+    }
+
+    /// Training samples, augmented.
+    pub fn training(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Batches {
+        let augment = AugmentOptions {
+            rotate_degrees: self.job.augment.rotate_degrees,
+            horizontal_flip: self.job.augment.horizontal_flip,
+            scale: self.job.augment.scale,
+        };
+        self.batches(self.dataset.train(), Transform::Augment(augment), plan)
+    }
+
+    /// Validation samples, stretched to the image size.
+    pub fn validation(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Batches {
+        self.batches(self.dataset.val(), Transform::Stretch, plan)
+    }
+
+    /// Validation samples as bytes, to be looked at.
+    pub(super) fn pictures(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Loader {
+        self.load(self.dataset.val(), self.view(Transform::Stretch), plan)
+    }
+
+    fn batches(
+        &self,
+        split: Arc<Split>,
+        transform: Transform,
+        plan: impl Iterator<Item = BatchPlan> + Send + 'static,
+    ) -> Batches {
+        let (view, input) = (self.view(transform), self.input);
+        let Some(store) = self.store.clone() else {
+            return Batches(Maker::Loader { loader: self.load(split, view, plan), input });
+        };
+        let TrainingData { warnings, threads, .. } = self.data.clone();
+        let options = PrefetchOptions { split, view, input, store, threads, warnings };
+        Batches(Maker::Prefetcher(Prefetcher::start(options, plan)))
+    }
+
+    fn load(
+        &self,
+        split: Arc<Split>,
+        view: View,
+        plan: impl Iterator<Item = BatchPlan> + Send + 'static,
+    ) -> Loader {
+        let TrainingData { cache, warnings, threads, .. } = self.data.clone();
+        Loader::start(LoaderOptions { split, view, threads, ahead: AHEAD, cache, warnings }, plan)
+    }
+
+    fn view(&self, transform: Transform) -> View {
+        let mask_resize = match self.job.data.mask_resize {
+            job::MaskResize::Nearest => MaskResize::Nearest,
+            job::MaskResize::Article => MaskResize::Article,
+        };
+        View { transform, mask_resize, image_size: self.job.data.image_size, seed: self.job.seed }
+    }
+}
+
+/// Batches in the order of a plan, made ahead.
+pub struct Batches(Maker);
+
+enum Maker {
+    Loader { loader: Loader, input: Input },
+    Prefetcher(Prefetcher),
+}
+
+impl Batches {
+    /// The next batch, or `None` behind the plan's end. Waits for it.
+    ///
+    /// # Errors
+    /// Of a sample that can't be used, or of the device.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<Result<DeviceBatch, TrainError>> {
+        match &mut self.0 {
+            Maker::Prefetcher(prefetcher) => prefetcher.next(),
+            Maker::Loader { loader, input } => {
+                let batch = loader.next()?.map_err(TrainError::from);
+                Some(batch.and_then(|batch| input.of_bytes(&batch)))
+            }
+        }
+    }
+}
+
+fn torch(error: torch_ext::Error) -> TchError {
+    TchError::Torch(error.to_string())
+}
