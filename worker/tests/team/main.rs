@@ -9,6 +9,7 @@ mod harness;
 mod start;
 
 mod agreement;
+mod device_data;
 mod loss_of_a_peer;
 mod marks;
 mod pause;

@@ -66,6 +66,14 @@ impl Feed {
         Self { dataset: data.dataset.clone(), input: Input::new(&job, device), job, data, store }
     }
 
+    pub fn train_samples(&self) -> u64 {
+        self.dataset.train().samples.len() as u64
+    }
+
+    pub fn val_samples(&self) -> u64 {
+        self.dataset.val().samples.len() as u64
+    }
+
     /// What is kept of the samples seen so far; nothing where the device does not augment.
     pub fn kept_bytes(&self) -> KeptBytes {
         self.store.as_ref().map_or_else(KeptBytes::default, |store| store.kept_bytes())
@@ -153,3 +161,7 @@ impl Batches {
 fn torch(error: torch_ext::Error) -> TchError {
     TchError::Torch(error.to_string())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
