@@ -119,7 +119,7 @@ impl Trainer {
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
         let replica = Replica::new(&model_options(&job), job.seed, device)?;
-        let data = Feed::new(job.clone(), data, device);
+        let data = Feed::new(job.clone(), data, device)?;
         Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
     }
 

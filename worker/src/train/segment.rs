@@ -77,7 +77,7 @@ impl Trainer {
             epoch: order.epoch.0,
             sample_ids: shard.sample_ids,
         });
-        let mut loader = self.data.training(plan);
+        let mut loader = self.data.training(plan)?;
         let mut paused = false;
         for shard in segment.steps(rank, world) {
             self.board.mark(Activity::WaitingForData);

@@ -25,7 +25,7 @@ impl Trainer {
             epoch: 0,
             sample_ids: units.positions(index).collect(),
         });
-        let mut batches = self.data.validation(plan);
+        let mut batches = self.data.validation(plan)?;
         let mut results = Vec::new();
         while let Some(batch) = self.awaited(|| batches.next())? {
             let logits = self.replica.forward(&batch.images, Mode::Eval)?;

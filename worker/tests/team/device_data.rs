@@ -1,21 +1,21 @@
-//! Samples that are kept and augmented on the device, here on the CPU as the device: the same bits as by the
-//! loader's threads, from files that are read once.
+//! Samples that are kept and augmented on the device: the same bits as by the loader's threads, from files that are
+//! read once. The device is the CPU, or for the batches the one that `MUSHER_TEST_DEVICE` names, such as `cuda:0`.
 
 use std::{
-    fs,
+    env, fs,
     io::Cursor,
     path::Path,
     sync::{Arc, Mutex},
 };
 
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-use musher_dataset::{BatchPlan, DataWarning};
+use musher_dataset::{BatchPlan, DataWarning, ImageCache};
 use musher_proto::{
     ids::Epoch,
     job::{AugmentOn, JobConfig, MaskResize, Normalize},
     message::{Train, Validate},
 };
-use musher_worker::train::{Batches, DeviceBatch, Feed, KeptBytes, Source};
+use musher_worker::train::{Batches, DeviceBatch, Feed, KeptBytes, Source, TrainingData};
 use tch::{Device, Tensor};
 
 use crate::harness::{GLOBAL_BATCH, Pets, Team, Worker, bits, job, job_with_batch_norm};
@@ -26,7 +26,19 @@ fn on_device(mut job: JobConfig) -> JobConfig {
 }
 
 fn feed(pets: &Pets, job: &JobConfig) -> Feed {
-    Feed::new(Arc::new(job.clone()), pets.warning_data(|_| {}), Device::Cpu)
+    let device = match job.data.augment_on {
+        AugmentOn::Device => device(),
+        AugmentOn::Auto | AugmentOn::Cpu => Device::Cpu,
+    };
+    Feed::new(Arc::new(job.clone()), pets.warning_data(|_| {}), device).unwrap()
+}
+
+fn device() -> Device {
+    let name = env::var("MUSHER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    match name.strip_prefix("cuda:") {
+        Some(index) => Device::Cuda(index.parse().unwrap()),
+        None => Device::Cpu,
+    }
 }
 
 /// Batches of some, one and no samples.
@@ -50,7 +62,8 @@ fn all(mut batches: Batches) -> Vec<DeviceBatch> {
 fn assert_same(found: Vec<DeviceBatch>, expected: Vec<DeviceBatch>) {
     assert_eq!(found.len(), expected.len());
     let same = |a: &Tensor, b: &Tensor| {
-        a.size() == b.size() && a.kind() == b.kind() && a.stride() == b.stride() && a.equal(b)
+        let alike = a.size() == b.size() && a.kind() == b.kind() && a.stride() == b.stride();
+        alike && a.to_device(Device::Cpu).equal(&b.to_device(Device::Cpu))
     };
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!((found.key, &found.sample_ids), (expected.key, &expected.sample_ids));
@@ -70,9 +83,12 @@ fn assert_same_by_both(pets: &Pets, job: &JobConfig) {
     let (cpu, device) = (feed(pets, job), feed(pets, &on_device(job.clone())));
     let (train, val) = (cpu.train_samples(), cpu.val_samples());
     for epoch in 1..=2 {
-        assert_same(all(device.training(plan(epoch, train))), all(cpu.training(plan(epoch, train))));
+        assert_same(
+            all(device.training(plan(epoch, train)).unwrap()),
+            all(cpu.training(plan(epoch, train)).unwrap()),
+        );
     }
-    assert_same(all(device.validation(plan(0, val))), all(cpu.validation(plan(0, val))));
+    assert_same(all(device.validation(plan(0, val)).unwrap()), all(cpu.validation(plan(0, val)).unwrap()));
     assert!(device.kept_bytes().device > 0);
     assert_eq!(cpu.kept_bytes(), KeptBytes::default());
 }
@@ -106,14 +122,11 @@ fn defective_files_give_the_same_bits_and_warnings() {
         let data = pets.warning_data(move |warning: DataWarning| sink.lock().unwrap().push(warning));
         let mut job = job();
         job.data.augment_on = augment_on;
-        // The loader's cache would have swallowed the warnings with the decoding.
-        let data = musher_worker::train::TrainingData {
-            cache: Arc::new(musher_dataset::ImageCache::new(0)),
-            ..data
-        };
-        let feed = Feed::new(Arc::new(job), data, Device::Cpu);
+        // What the team's cache holds is not decoded again, and not warned of.
+        let data = TrainingData { cache: Arc::new(ImageCache::new(0)), ..data };
+        let feed = Feed::new(Arc::new(job), data, Device::Cpu).unwrap();
         for epoch in 1..=2 {
-            all(feed.training(plan(epoch, feed.train_samples())));
+            all(feed.training(plan(epoch, feed.train_samples())).unwrap());
         }
         let mut told = warnings.lock().unwrap().clone();
         told.sort();
@@ -161,10 +174,10 @@ fn kept_samples_need_no_files() {
     let pets = Pets::drawn();
     let feed = feed(&pets, &on_device(job()));
     let samples = feed.train_samples();
-    let first = all(feed.training(plan(1, samples)));
+    let first = all(feed.training(plan(1, samples)).unwrap());
     fs::remove_dir_all(pets.root().join("images")).unwrap();
-    assert_same(all(feed.training(plan(1, samples))), first);
-    all(feed.training(plan(2, samples)));
+    assert_same(all(feed.training(plan(1, samples)).unwrap()), first);
+    all(feed.training(plan(2, samples)).unwrap());
 }
 
 /// What does not fit on the device is kept by the host, and what fits neither is decoded again.
@@ -173,10 +186,10 @@ fn budgets_change_no_bit_and_are_kept() {
     let pets = Pets::drawn();
     let mut job = on_device(job());
     let samples = feed(&pets, &job).train_samples();
-    let expected = || all(feed(&pets, &on_device(crate::harness::job())).training(plan(2, samples)));
+    let expected = || all(feed(&pets, &on_device(crate::harness::job())).training(plan(2, samples)).unwrap());
     let whole = {
         let feed = feed(&pets, &job);
-        all(feed.training(plan(1, samples)));
+        all(feed.training(plan(1, samples)).unwrap());
         feed.kept_bytes()
     };
     assert_eq!(whole.host, 0);
@@ -187,8 +200,8 @@ fn budgets_change_no_bit_and_are_kept() {
     {
         (job.data.device_cache_mb, job.data.cache_mb) = (device, host);
         let feed = feed(&pets, &job);
-        all(feed.training(plan(1, samples)));
-        assert_same(all(feed.training(plan(2, samples))), expected());
+        all(feed.training(plan(1, samples)).unwrap());
+        assert_same(all(feed.training(plan(2, samples)).unwrap()), expected());
         assert_eq!(feed.kept_bytes(), KeptBytes { device: kept[0], host: kept[1] });
     }
 }
@@ -197,12 +210,9 @@ fn budgets_change_no_bit_and_are_kept() {
 fn a_sample_that_cannot_be_used_is_its_batchs_error() {
     let pets = Pets::drawn();
     let feed = feed(&pets, &on_device(job()));
-    let mut batches =
-        feed.training([vec![0, 1], vec![2, 99], vec![3]].into_iter().map(|sample_ids| BatchPlan {
-            key: 0,
-            epoch: 1,
-            sample_ids,
-        }));
+    let plan = [vec![0, 1], vec![2, 99], vec![3]];
+    let plan = plan.into_iter().map(|sample_ids| BatchPlan { key: 0, epoch: 1, sample_ids });
+    let mut batches = feed.training(plan).unwrap();
     assert!(batches.next().unwrap().is_ok());
     let error = batches.next().unwrap().err().unwrap().to_string();
     assert!(error.contains("there is no sample 99"), "{error}");
@@ -216,12 +226,12 @@ fn a_segment_may_begin_anywhere_and_be_given_up() {
     let pets = Pets::drawn();
     let feed = feed(&pets, &on_device(job()));
     let samples = feed.train_samples();
-    let whole = all(feed.training(plan(3, samples)));
+    let whole = all(feed.training(plan(3, samples)).unwrap());
     let again = self::feed(&pets, &on_device(job()));
-    let mut given_up = again.training(plan(3, samples));
+    let mut given_up = again.training(plan(3, samples)).unwrap();
     given_up.next().unwrap().unwrap();
     drop(given_up);
-    let rest = all(again.training(plan(3, samples).skip(2)));
+    let rest = all(again.training(plan(3, samples).skip(2)).unwrap());
     assert_same(rest, whole.into_iter().skip(2).collect());
 }
 

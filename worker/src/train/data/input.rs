@@ -2,8 +2,9 @@
 
 use musher_dataset::Batch;
 use musher_proto::job::{JobConfig, Normalize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
+use super::send;
 use crate::train::TrainError;
 
 /// A rank's share of a global batch, or a unit of validation; possibly without samples.
@@ -25,17 +26,16 @@ impl DeviceBatch {
 }
 
 /// How bytes become a batch.
-#[derive(Clone, Copy)]
 pub(in crate::train) struct Input {
     /// S.
     pub image_size: u32,
-    pub normalize: Normalize,
     pub device: Device,
+    scale: Scale,
 }
 
 impl Input {
-    pub fn new(job: &JobConfig, device: Device) -> Self {
-        Self { image_size: job.data.image_size, normalize: job.data.normalize, device }
+    pub fn new(job: &JobConfig, device: Device) -> Result<Self, TrainError> {
+        Ok(Self { image_size: job.data.image_size, device, scale: Scale::new(job.data.normalize, device)? })
     }
 
     /// Sends a batch to the device.
@@ -46,8 +46,8 @@ impl Input {
         self.batch(
             batch.key,
             batch.sample_ids.clone(),
-            &images.f_to_device(self.device)?,
-            &masks.f_to_device(self.device)?,
+            &send(&images, self.device)?,
+            &send(&masks, self.device)?,
         )
     }
 
@@ -70,7 +70,7 @@ impl Input {
         images: &Tensor,
         masks: &Tensor,
     ) -> Result<DeviceBatch, TrainError> {
-        let images = normalise(images, self.normalize)?.f_permute([0, 3, 1, 2])?;
+        let images = self.scale.apply(images)?.f_permute([0, 3, 1, 2])?;
         Ok(DeviceBatch { key, sample_ids, images, masks: masks.f_to_kind(Kind::Int64)? })
     }
 }
@@ -81,19 +81,37 @@ const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// ImageNet's channel means, BGR of 0..255, as Keras' `caffe` preprocessing subtracts them.
 const CAFFE_MEAN: [f32; 3] = [103.939, 116.779, 123.68];
 
-/// Images [N, S, S, 3] of whole numbers 0..=255, RGB, to the network's input, of the same shape.
-fn normalise(images: &Tensor, normalize: Normalize) -> Result<Tensor, TrainError> {
-    let images = images.f_to_kind(Kind::Float)?;
-    let channels = |values: [f32; 3]| Tensor::from_slice(&values).to_device(images.device());
-    Ok(match normalize {
-        // Without pretrained weights there is nothing to follow.
-        Normalize::Unit | Normalize::Auto => images.f_div_scalar(255.0)?,
-        Normalize::Imagenet => {
-            let unit = images.f_div_scalar(255.0)?;
-            unit.f_sub(&channels(IMAGENET_MEAN))?.f_div(&channels(IMAGENET_STD))?
+/// What is done to values of 0..=255. Its numbers lie on the device, one a channel: to a number of the host, CUDA
+/// divides by multiplying with its inverse, and that rounds otherwise than the CPU.
+enum Scale {
+    Unit { white: Tensor },
+    Imagenet { white: Tensor, mean: Tensor, deviation: Tensor },
+    Caffe { mean: Tensor },
+}
+
+impl Scale {
+    fn new(normalize: Normalize, device: Device) -> Result<Self, TchError> {
+        let channels = |values: [f32; 3]| Tensor::f_from_slice(&values)?.f_to_device(device);
+        let white = channels([255.0; 3])?;
+        Ok(match normalize {
+            // Without pretrained weights there is nothing to follow.
+            Normalize::Unit | Normalize::Auto => Self::Unit { white },
+            Normalize::Imagenet => {
+                Self::Imagenet { white, mean: channels(IMAGENET_MEAN)?, deviation: channels(IMAGENET_STD)? }
+            }
+            Normalize::Caffe => Self::Caffe { mean: channels(CAFFE_MEAN)? },
+        })
+    }
+
+    /// Images [N, S, S, 3] of whole numbers 0..=255, RGB, to the network's input, of the same shape.
+    fn apply(&self, images: &Tensor) -> Result<Tensor, TchError> {
+        let images = images.f_to_kind(Kind::Float)?;
+        match self {
+            Self::Unit { white } => images.f_div(white),
+            Self::Imagenet { white, mean, deviation } => images.f_div(white)?.f_sub(mean)?.f_div(deviation),
+            Self::Caffe { mean } => images.f_flip([3])?.f_sub(mean),
         }
-        Normalize::Caffe => images.f_flip([3])?.f_sub(&channels(CAFFE_MEAN))?,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +121,8 @@ mod tests {
 
     fn pixel(normalize: Normalize) -> Vec<f32> {
         let bytes = Tensor::from_slice(&[255u8, 0, 51]).view([1, 1, 1, 3]);
-        Vec::try_from(normalise(&bytes, normalize).unwrap().flatten(0, -1)).unwrap()
+        let scale = Scale::new(normalize, Device::Cpu).unwrap();
+        Vec::try_from(scale.apply(&bytes).unwrap().flatten(0, -1)).unwrap()
     }
 
     fn assert_close(found: &[f32], expected: [f32; 3]) {

@@ -13,7 +13,7 @@ use musher_dataset::{
     View, Warnings,
 };
 use musher_proto::job::{self, AugmentOn, JobConfig};
-use tch::{Device, TchError};
+use tch::{Device, TchError, Tensor};
 use tracing::info;
 
 use super::TrainError;
@@ -51,7 +51,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    pub fn new(job: Arc<JobConfig>, data: TrainingData, device: Device) -> Self {
+    pub fn new(job: Arc<JobConfig>, data: TrainingData, device: Device) -> Result<Self, TrainError> {
         let on_device = match job.data.augment_on {
             AugmentOn::Auto => device.is_cuda(),
             AugmentOn::Cpu => false,
@@ -63,7 +63,8 @@ impl Feed {
         };
         let store = on_device.then(|| Arc::new(SampleStore::new(device, budgets)));
         info!(on_device, device_cache_mb = job.data.device_cache_mb, "where samples are augmented");
-        Self { dataset: data.dataset.clone(), input: Input::new(&job, device), job, data, store }
+        let input = Input::new(&job, device)?;
+        Ok(Self { dataset: data.dataset.clone(), input, job, data, store })
     }
 
     pub fn train_samples(&self) -> u64 {
@@ -80,7 +81,10 @@ impl Feed {
     }
 
     /// Training samples, augmented.
-    pub fn training(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Batches {
+    pub fn training(
+        &self,
+        plan: impl Iterator<Item = BatchPlan> + Send + 'static,
+    ) -> Result<Batches, TrainError> {
         let augment = AugmentOptions {
             rotate_degrees: self.job.augment.rotate_degrees,
             horizontal_flip: self.job.augment.horizontal_flip,
@@ -90,7 +94,10 @@ impl Feed {
     }
 
     /// Validation samples, stretched to the image size.
-    pub fn validation(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Batches {
+    pub fn validation(
+        &self,
+        plan: impl Iterator<Item = BatchPlan> + Send + 'static,
+    ) -> Result<Batches, TrainError> {
         self.batches(self.dataset.val(), Transform::Stretch, plan)
     }
 
@@ -104,14 +111,18 @@ impl Feed {
         split: Arc<Split>,
         transform: Transform,
         plan: impl Iterator<Item = BatchPlan> + Send + 'static,
-    ) -> Batches {
-        let (view, input) = (self.view(transform), self.input);
-        let Some(store) = self.store.clone() else {
-            return Batches(Maker::Loader { loader: self.load(split, view, plan), input });
+    ) -> Result<Batches, TrainError> {
+        let view = self.view(transform);
+        let input = Input::new(&self.job, self.input.device)?;
+        let maker = match self.store.clone() {
+            None => Maker::Loader { loader: self.load(split, view, plan), input },
+            Some(store) => {
+                let TrainingData { warnings, threads, .. } = self.data.clone();
+                let options = PrefetchOptions { split, view, input, store, threads, warnings };
+                Maker::Prefetcher(Prefetcher::start(options, plan))
+            }
         };
-        let TrainingData { warnings, threads, .. } = self.data.clone();
-        let options = PrefetchOptions { split, view, input, store, threads, warnings };
-        Batches(Maker::Prefetcher(Prefetcher::start(options, plan)))
+        Ok(Batches(maker))
     }
 
     fn load(
@@ -156,6 +167,15 @@ impl Batches {
             }
         }
     }
+}
+
+/// Sends a tensor of the host to the device without waiting for it, nor for what the device does.
+fn send(on_host: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    if !device.is_cuda() {
+        return on_host.f_to_device(device);
+    }
+    let pinned = torch_ext::pin(on_host).map_err(torch)?;
+    pinned.f_to_device_(device, pinned.kind(), true, false)
 }
 
 fn torch(error: torch_ext::Error) -> TchError {

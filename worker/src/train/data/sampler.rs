@@ -14,6 +14,8 @@ use musher_dataset::{
 };
 use tch::{Kind, TchError, Tensor};
 
+use super::send;
+
 type Result<T> = std::result::Result<T, TchError>;
 
 /// A sample among the batch's pixels, and the view of it.
@@ -84,7 +86,7 @@ impl<'a> Source<'a> {
     fn new(pixels: &'a Tensor, places: &[Place], view: &View) -> Result<Self> {
         let rows: Vec<i64> = places.iter().flat_map(|place| place.row(view)).collect();
         let table = Tensor::f_from_slice(&rows)?.f_view([places.len() as i64, COLUMNS as i64])?;
-        Ok(Self { pixels, table: table.f_to_device(pixels.device())? })
+        Ok(Self { pixels, table: send(&table, pixels.device())? })
     }
 
     /// One of the table's columns, [N, 1, 1].

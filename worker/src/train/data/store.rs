@@ -107,3 +107,37 @@ impl SampleStore {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sample(index: usize) -> Sample {
+        Sample { name: String::new(), image: format!("{index}.jpg").into(), mask: PathBuf::new() }
+    }
+
+    fn raster(index: usize) -> Raster<4> {
+        Raster::from_fn(index as u32 + 1, 5, |x, y| [index as u8, x as u8, y as u8, 200])
+    }
+
+    #[test]
+    fn the_first_to_come_stay_within_both_budgets() {
+        // Of 20, 40, 60, ... bytes.
+        let store = SampleStore::new(Device::Cpu, Budgets { device: 90, host: 150 });
+        for _ in 0..2 {
+            for index in 0..6 {
+                let pixels = store.put(&sample(index), &raster(index)).unwrap();
+                assert_eq!(pixels.size, raster(index).size());
+                assert_eq!(pixels.pixels.size(), [5 * (index as i64 + 1)]);
+            }
+        }
+        assert_eq!((0..6).filter(|&index| store.holds(&sample(index))).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(store.kept_bytes(), KeptBytes { device: 20 + 40, host: 60 + 80 });
+        for index in 0..6 {
+            let found = store.get(&sample(index)).unwrap();
+            let bytes = found.map(|kept| Vec::<u8>::try_from(kept.pixels.view_dtype(Kind::Uint8)).unwrap());
+            assert_eq!(bytes, (index < 4).then(|| raster(index).data));
+        }
+    }
+}
