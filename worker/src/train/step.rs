@@ -151,7 +151,7 @@ impl Trainer {
     }
 
     fn total_steps(&self) -> u64 {
-        let samples = self.data.dataset.train().samples.len() as u64;
+        let samples = self.data.train_samples();
         samples.div_ceil(u64::from(self.job.train.global_batch)) * u64::from(self.job.train.epochs)
     }
 }

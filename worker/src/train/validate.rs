@@ -16,7 +16,7 @@ impl Trainer {
     pub fn validate(&mut self, member: &Membership, order: Validate) -> Result<Validated, TrainError> {
         self.board.enter(WorkerPhase::Validating);
         let units = ValidationUnits {
-            samples: self.data.dataset.val().samples.len() as u64,
+            samples: self.data.val_samples(),
             unit: u64::from(self.job.train.global_batch),
         };
         let mine = units.of_rank(member.rank(), member.world());
@@ -62,7 +62,7 @@ impl Trainer {
 
     /// Images, truth and prediction of a few samples, spread over the split and always the same.
     fn picture(&mut self, wanted: u64) -> Result<Vec<u8>, TrainError> {
-        let available = self.data.dataset.val().samples.len() as u64;
+        let available = self.data.val_samples();
         let rows = wanted.min(available);
         let sample_ids = (0..rows).map(|row| row * available / rows).collect();
         let plan = [BatchPlan { key: 0, epoch: 0, sample_ids }];

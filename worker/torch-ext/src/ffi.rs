@@ -34,7 +34,8 @@ unsafe extern "C" {
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
 
-    pub(crate) fn torch_ext_use_side_stream(cuda_index: c_int) -> *mut c_char;
+    pub(crate) fn torch_ext_side_stream(cuda_index: c_int, id: *mut i64) -> *mut c_char;
+    pub(crate) fn torch_ext_enter_stream(cuda_index: c_int, id: i64) -> *mut c_char;
     pub(crate) fn torch_ext_mark(cuda_index: c_int, mark: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn torch_ext_wait_for(mark: *mut c_void) -> *mut c_char;
     pub(crate) fn torch_ext_drop_mark(mark: *mut c_void);

@@ -17,4 +17,4 @@ pub use adam::{AdamStep, fused_adam};
 pub use autograd::{on_gradient_accumulated, set_grad};
 pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
-pub use stream::{Mark, pin, use_side_stream};
+pub use stream::{Mark, SideStream, pin};

@@ -44,6 +44,8 @@ struct RustHook final : torch::autograd::PostAccumulateGradHook {
   }
 };
 
+c10::Device cuda(int index) { return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)); }
+
 } // namespace
 
 extern "C" {
@@ -83,18 +85,20 @@ char *torch_ext_on_gradient_accumulated(at::Tensor *param, void *context, bool (
 
 // Streams and events by the interface that every device implements, so that nothing of CUDA is linked.
 
-char *torch_ext_use_side_stream(int cuda_index) {
+char *torch_ext_side_stream(int cuda_index, int64_t *id) {
+  return guarded([&] { *id = c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(cuda(cuda_index)).id(); });
+}
+
+char *torch_ext_enter_stream(int cuda_index, int64_t id) {
   return guarded([&] {
-    c10::impl::VirtualGuardImpl devices(c10::kCUDA);
-    devices.exchangeStream(devices.getStreamFromGlobalPool(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(cuda_index))));
+    c10::impl::VirtualGuardImpl(c10::kCUDA).exchangeStream(c10::Stream(c10::Stream::UNSAFE, cuda(cuda_index), id));
   });
 }
 
 char *torch_ext_mark(int cuda_index, c10::Event **mark) {
   return guarded([&] {
-    c10::impl::VirtualGuardImpl devices(c10::kCUDA);
     auto event = std::make_unique<c10::Event>(c10::kCUDA);
-    event->record(devices.getStream(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(cuda_index))));
+    event->record(c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(cuda(cuda_index)));
     *mark = event.release();
   });
 }

@@ -8,11 +8,34 @@ use tch::{Device, Tensor};
 
 use crate::ffi::{self, Error};
 
-/// From here on what this thread gives to the device runs on a stream of its own, beside other threads' work.
-pub fn use_side_stream(device: Device) -> Result<(), Error> {
-    let Some(index) = cuda_index(device) else { return Ok(()) };
-    // SAFETY: takes a number, and changes nothing but this thread's own notion of the current stream.
-    ffi::check(unsafe { ffi::torch_ext_use_side_stream(index) })
+/// A stream beside the device's main one. Memory that was allocated on it is used again on it alone, so whoever
+/// comes back to such work comes back to its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideStream(Option<OnCuda>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OnCuda {
+    index: c_int,
+    id: i64,
+}
+
+impl SideStream {
+    /// One of the device's pool.
+    pub fn of(device: Device) -> Result<Self, Error> {
+        let Some(index) = cuda_index(device) else { return Ok(Self(None)) };
+        let mut id = 0;
+        // SAFETY: `id` is a valid place for the number that the shim writes.
+        ffi::check(unsafe { ffi::torch_ext_side_stream(index, &mut id) })?;
+        Ok(Self(Some(OnCuda { index, id })))
+    }
+
+    /// From here on what this thread gives to the device goes to this stream.
+    pub fn enter(self) -> Result<(), Error> {
+        let Some(OnCuda { index, id }) = self.0 else { return Ok(()) };
+        // SAFETY: takes the numbers of a stream that the pool gave out, which lives as long as the process, and changes
+        // nothing but this thread's own notion of the current stream.
+        ffi::check(unsafe { ffi::torch_ext_enter_stream(index, id) })
+    }
 }
 
 /// A copy in page-locked host memory, which is sent to the CUDA device without a detour and without a wait.
@@ -77,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_cpu_has_one_stream() {
-        use_side_stream(Device::Cpu).unwrap();
+        SideStream::of(Device::Cpu).unwrap().enter().unwrap();
         let ones = Tensor::ones([3], (Kind::Float, Device::Cpu));
         Mark::set(Device::Cpu).unwrap().take_over(&[&ones]).unwrap();
         assert_eq!(Vec::<f32>::try_from(ones).unwrap(), [1.0; 3]);
@@ -90,7 +113,8 @@ mod tests {
             return println!("skipped: there is a CUDA device");
         }
         let ones = Tensor::ones([3], (Kind::Float, Device::Cpu));
-        assert!(use_side_stream(Device::Cuda(0)).is_err());
+        assert!(SideStream::of(Device::Cuda(0)).is_err());
+        assert!(SideStream(Some(OnCuda { index: 0, id: 0 })).enter().is_err());
         assert!(Mark::set(Device::Cuda(0)).is_err());
         assert!(pin(&ones).is_err());
         assert_eq!(Vec::<f32>::try_from(ones).unwrap(), [1.0; 3]);

@@ -14,6 +14,7 @@ use musher_dataset::{
 };
 use musher_proto::job::{self, AugmentOn, JobConfig};
 use tch::{Device, TchError, Tensor};
+use torch_ext::SideStream;
 use tracing::info;
 
 use super::TrainError;
@@ -41,13 +42,18 @@ pub struct TrainingData {
 
 /// Where a replica's batches come from.
 pub struct Feed {
-    pub(super) dataset: Arc<Dataset>,
     /// Into which samples become batches.
     pub(super) input: Input,
     job: Arc<JobConfig>,
     data: TrainingData,
     /// `None` if samples are augmented on the CPU.
-    store: Option<Arc<SampleStore>>,
+    on_device: Option<OnDevice>,
+}
+
+/// Samples that are kept near the device, and the stream that makes batches of them.
+struct OnDevice {
+    store: Arc<SampleStore>,
+    stream: SideStream,
 }
 
 impl Feed {
@@ -61,23 +67,28 @@ impl Feed {
             device: job::mebibytes(job.data.device_cache_mb),
             host: job::mebibytes(job.data.cache_mb),
         };
-        let store = on_device.then(|| Arc::new(SampleStore::new(device, budgets)));
         info!(on_device, device_cache_mb = job.data.device_cache_mb, "where samples are augmented");
-        let input = Input::new(&job, device)?;
-        Ok(Self { dataset: data.dataset.clone(), input, job, data, store })
+        let on_device = match on_device {
+            true => Some(OnDevice {
+                store: Arc::new(SampleStore::new(device, budgets)),
+                stream: SideStream::of(device).map_err(torch)?,
+            }),
+            false => None,
+        };
+        Ok(Self { input: Input::new(&job, device)?, job, data, on_device })
     }
 
     pub fn train_samples(&self) -> u64 {
-        self.dataset.train().samples.len() as u64
+        self.data.dataset.train().samples.len() as u64
     }
 
     pub fn val_samples(&self) -> u64 {
-        self.dataset.val().samples.len() as u64
+        self.data.dataset.val().samples.len() as u64
     }
 
     /// What is kept of the samples seen so far; nothing where the device does not augment.
     pub fn kept_bytes(&self) -> KeptBytes {
-        self.store.as_ref().map_or_else(KeptBytes::default, |store| store.kept_bytes())
+        self.on_device.as_ref().map_or_else(KeptBytes::default, |kept| kept.store.kept_bytes())
     }
 
     /// Training samples, augmented.
@@ -90,7 +101,7 @@ impl Feed {
             horizontal_flip: self.job.augment.horizontal_flip,
             scale: self.job.augment.scale,
         };
-        self.batches(self.dataset.train(), Transform::Augment(augment), plan)
+        self.batches(self.data.dataset.train(), Transform::Augment(augment), plan)
     }
 
     /// Validation samples, stretched to the image size.
@@ -98,12 +109,12 @@ impl Feed {
         &self,
         plan: impl Iterator<Item = BatchPlan> + Send + 'static,
     ) -> Result<Batches, TrainError> {
-        self.batches(self.dataset.val(), Transform::Stretch, plan)
+        self.batches(self.data.dataset.val(), Transform::Stretch, plan)
     }
 
     /// Validation samples as bytes, to be looked at.
     pub(super) fn pictures(&self, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Loader {
-        self.load(self.dataset.val(), self.view(Transform::Stretch), plan)
+        self.load(self.data.dataset.val(), self.view(Transform::Stretch), plan)
     }
 
     fn batches(
@@ -112,13 +123,13 @@ impl Feed {
         transform: Transform,
         plan: impl Iterator<Item = BatchPlan> + Send + 'static,
     ) -> Result<Batches, TrainError> {
-        let view = self.view(transform);
-        let input = Input::new(&self.job, self.input.device)?;
-        let maker = match self.store.clone() {
-            None => Maker::Loader { loader: self.load(split, view, plan), input },
-            Some(store) => {
+        let (view, job, device) = (self.view(transform), self.job.clone(), self.input.device);
+        let maker = match &self.on_device {
+            None => Maker::Loader { loader: self.load(split, view, plan), input: Input::new(&job, device)? },
+            Some(OnDevice { store, stream }) => {
                 let TrainingData { warnings, threads, .. } = self.data.clone();
-                let options = PrefetchOptions { split, view, input, store, threads, warnings };
+                let (store, stream) = (store.clone(), *stream);
+                let options = PrefetchOptions { split, view, job, device, stream, store, threads, warnings };
                 Maker::Prefetcher(Prefetcher::start(options, plan))
             }
         };

@@ -1,4 +1,4 @@
-//! Batches made on the device by a thread of its own, on a stream of its own, ahead of the training thread.
+//! Batches made on the device by a thread of its own, on a stream beside the training thread's, ahead of it.
 //! Samples that it has not kept come from decoding threads; of the others it needs nothing of the CPU.
 
 use std::{
@@ -14,8 +14,9 @@ use std::{
 use musher_dataset::{
     BatchPlan, DatasetError, Decoded, Decoder, DecoderOptions, Sample, Split, View, Warnings,
 };
-use tch::Tensor;
-use torch_ext::Mark;
+use musher_proto::job::JobConfig;
+use tch::{Device, Tensor};
+use torch_ext::{Mark, SideStream};
 
 use super::{
     DeviceBatch, Input,
@@ -40,7 +41,10 @@ pub(super) struct Prefetcher {
 pub(super) struct PrefetchOptions {
     pub split: Arc<Split>,
     pub view: View,
-    pub input: Input,
+    pub job: Arc<JobConfig>,
+    pub device: Device,
+    /// The same for all makers of a store.
+    pub stream: SideStream,
     pub store: Arc<SampleStore>,
     /// That decode.
     pub threads: usize,
@@ -91,19 +95,28 @@ impl Prefetcher {
 
 impl PrefetchOptions {
     fn run(&self, mut decoder: Decoder, made: &SyncSender<Result<Made, TrainError>>) {
-        if let Err(error) = torch_ext::use_side_stream(self.input.device) {
-            let _ = made.send(Err(torch(error).into()));
-            return;
-        }
+        let input = match self.enter_stream() {
+            Ok(input) => input,
+            Err(error) => {
+                let _ = made.send(Err(error));
+                return;
+            }
+        };
         while let Some(decoded) = decoder.next() {
-            let batch = decoded.map_err(TrainError::from).and_then(|decoded| self.make(decoded));
+            let batch = decoded.map_err(TrainError::from).and_then(|decoded| self.make(decoded, &input));
             if made.send(batch).is_err() {
                 return; // nobody wants any more
             }
         }
     }
 
-    fn make(&self, Decoded { plan, samples }: Decoded) -> Result<Made, TrainError> {
+    /// What is allocated from here on is the stream's, the input's tensors too.
+    fn enter_stream(&self) -> Result<Input, TrainError> {
+        self.stream.enter().map_err(torch)?;
+        Input::new(&self.job, self.device)
+    }
+
+    fn make(&self, Decoded { plan, samples }: Decoded, input: &Input) -> Result<Made, TrainError> {
         let BatchPlan { key, epoch, sample_ids } = plan;
         let mut places = Vec::with_capacity(samples.len());
         let mut pixels = Vec::with_capacity(samples.len());
@@ -120,12 +133,12 @@ impl PrefetchOptions {
             pixels.push(tensor);
         }
         let batch = if places.is_empty() {
-            DeviceBatch { key, ..self.input.black(0)? }
+            DeviceBatch { key, ..input.black(0)? }
         } else {
             let (images, masks) = sample(&Tensor::f_cat(&pixels, 0)?, &places, &self.view)?;
-            self.input.batch(key, sample_ids, &images, &masks)?
+            input.batch(key, sample_ids, &images, &masks)?
         };
-        Ok(Made { batch, done: Mark::set(self.input.device).map_err(torch)? })
+        Ok(Made { batch, done: Mark::set(self.device).map_err(torch)? })
     }
 }
 
