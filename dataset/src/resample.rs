@@ -89,7 +89,7 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
     let grid = Grid::new(map, side);
 
     for (j, row) in rows::<1>(side, out) {
-        let line = Line::of(&grid, j, 0);
+        let line = Line::of(&grid, j, TO_PIXEL);
         let inside = line.inside(width, height, side as usize);
         let near_border = |row: &mut [[u8; 1]], columns: Range<usize>| {
             for i in columns {
@@ -112,6 +112,10 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
 
 /// Of an interpolation weight, as in OpenCV's `resize`: two of them and a byte fit an i32.
 pub const WEIGHT_BITS: u32 = 11;
+
+/// From a place to the pixel that it lies in: more than what a grid's rounding adds up to on sides of 2^14, so
+/// that a centre on the line between two pixels belongs to the later one, whatever was rounded.
+pub const TO_PIXEL: Fixed = 1 << 16;
 
 /// From a place to its upper left neighbour: half a pixel back to that one's centre, and half a
 /// weight's unit on, to round the weights.
@@ -243,6 +247,17 @@ mod tests {
         let map = Affine::stretch(4, 4);
         bilinear(&source, &map, Border::Replicate, Rounding::Nearest, 2, &mut out);
         assert_eq!(out, [25, 45, 105, 125]);
+    }
+
+    /// 22/7 of a pixel a step: no binary fraction, but every seventh centre is on a line, 11, 33 or 341 = 251 + 90.
+    #[test]
+    fn a_centre_on_a_line_belongs_to_the_later_pixel() {
+        let source = Mask::from_fn(352, 352, |x, y| [(x.max(y) % 251) as u8]);
+        let mut out = vec![0; 112 * 112];
+        nearest(&source, &Affine::stretch(352, 352), Border::Replicate, 112, &mut out);
+        for (i, expected) in [(3, 11), (10, 33), (108, 90)] {
+            assert_eq!([out[i], out[i * 112]], [expected; 2]);
+        }
     }
 
     proptest! {

@@ -10,7 +10,7 @@
 use musher_dataset::{
     Affine, MaskResize, Transform, View,
     grid::{FRACTION_BITS, Grid},
-    resample::{Border, TO_NEIGHBOUR, WEIGHT_BITS},
+    resample::{Border, TO_NEIGHBOUR, TO_PIXEL, WEIGHT_BITS},
 };
 use tch::{Kind, TchError, Tensor};
 
@@ -106,7 +106,7 @@ impl<'a> Source<'a> {
     /// The class under each centre, u8.
     fn nearest(&self, grid: &GridColumns, side: i64, border: Border) -> Result<Tensor> {
         let [x, y] = [Axis::X, Axis::Y].map(|axis| {
-            let whole = self.coordinate(grid, axis, side, 0)?.whole()?;
+            let whole = self.coordinate(grid, axis, side, TO_PIXEL)?.whole()?;
             self.inside(&whole, axis, border)
         });
         bytes(&self.at(&x?, &self.row(&y?)?)?, CLASS..CHANNELS)?.f_squeeze_dim(3)
