@@ -97,9 +97,9 @@ impl Trainer {
         };
         let mut loss_sum = 0.0;
         for start in (0..samples).step_by(micro as usize) {
-            let (images, masks) = batch.slice(start, micro.min(samples - start))?;
-            let logits = self.replica.forward(&images, Mode::Train)?;
-            loss_sum += self.replica.backward_sum_loss(&logits, &masks, scale)?;
+            let part = batch.slice(start, micro.min(samples - start))?;
+            let logits = self.replica.forward(&part.images, Mode::Train)?;
+            loss_sum += self.replica.backward_sum_loss(&logits, &part.masks, scale)?;
         }
         Ok(loss_sum)
     }

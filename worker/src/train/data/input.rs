@@ -19,9 +19,14 @@ pub struct DeviceBatch {
 }
 
 impl DeviceBatch {
-    /// Images and masks of samples `start..start + len`.
-    pub fn slice(&self, start: i64, len: i64) -> Result<(Tensor, Tensor), TrainError> {
-        Ok((self.images.f_narrow(0, start, len)?, self.masks.f_narrow(0, start, len)?))
+    /// Samples `start..start + len`.
+    pub fn slice(&self, start: i64, len: i64) -> Result<Self, TrainError> {
+        Ok(Self {
+            key: self.key,
+            sample_ids: self.sample_ids[start as usize..(start + len) as usize].to_vec(),
+            images: self.images.f_narrow(0, start, len)?,
+            masks: self.masks.f_narrow(0, start, len)?,
+        })
     }
 }
 
