@@ -33,6 +33,8 @@ unsafe extern "C" {
         call: extern "C" fn(*mut c_void) -> bool,
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+
+    pub(crate) fn torch_ext_current_stream(device_index: i8, stream: *mut *mut c_void) -> *mut c_char;
 }
 
 /// Turns the shim's message, which must be fresh from one of its functions, into a result.

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -76,6 +77,14 @@ char *torch_ext_on_gradient_accumulated(at::Tensor *param, void *context, bool (
     auto hook = std::make_unique<RustHook>(context, call, drop);
     TORCH_CHECK(param->is_leaf() && param->requires_grad(), "only a leaf that requires a gradient accumulates one");
     torch::autograd::impl::set_post_acc_grad_hooks(*param, std::move(hook));
+  });
+}
+
+// Through the device-generic interface: nothing of CUDA is included or linked.
+char *torch_ext_current_stream(int8_t device_index, void **stream) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    *stream = cuda.getStreamNativeHandle(cuda.getStream(c10::Device(c10::DeviceType::CUDA, device_index)));
   });
 }
 
