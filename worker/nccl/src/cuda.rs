@@ -12,7 +12,7 @@ use std::{
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, DriverError,
-    result::{malloc_host, stream::get_priority_range},
+    result::{self, malloc_host, stream::get_priority_range},
     sys::{CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE, is_culib_present},
 };
 use tch::{Kind, Tensor};
@@ -36,8 +36,7 @@ impl CudaDevice {
     pub fn open(ordinal: usize) -> Result<Arc<Self>, ExchangeError> {
         // SAFETY: the driver's library asks nothing of whoever opens it.
         if !unsafe { is_culib_present() } {
-            let reason = "there is no NVIDIA driver, libcuda.so.1, on this machine".into();
-            return Err(ExchangeError::Cuda { reason });
+            return Err(no_driver());
         }
         // libtorch works in the device's primary context, which this is too.
         let context = CudaContext::new(ordinal).map_err(cuda)?;
@@ -102,6 +101,21 @@ impl Device for CudaDevice {
     fn set_abort_word(&self, aborted: bool) {
         self.word.set(if aborted { 1.0 } else { 0.0 });
     }
+}
+
+/// What the driver calls GPU `ordinal` of those visible.
+pub fn device_name(ordinal: usize) -> Result<String, ExchangeError> {
+    // SAFETY: the driver's library asks nothing of whoever opens it.
+    if !unsafe { is_culib_present() } {
+        return Err(no_driver());
+    }
+    result::init().map_err(cuda)?;
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(cuda)?;
+    result::device::get_name(device).map_err(cuda)
+}
+
+fn no_driver() -> ExchangeError {
+    ExchangeError::Cuda { reason: "there is no NVIDIA driver, libcuda.so.1, on this machine".into() }
 }
 
 /// An f64 in pinned host memory that the device reads in place. Never freed: tensors may view it.

@@ -19,7 +19,7 @@ mod version;
 
 pub use api::UniqueId;
 pub use communicator::Place;
-pub use cuda::CudaDevice;
+pub use cuda::{CudaDevice, device_name};
 pub use error::{CallError, ExchangeError, Wait, What};
 pub use gpu::{GpuCollective, NcclRuntime};
 pub use host::OnHost;
