@@ -75,7 +75,7 @@ fn a_gpu_that_is_not_there() {
     let end = scene.start(launch).wait().expect_code(2);
     assert!(end.last_words().contains("no NVIDIA GPU is visible on this machine"), "{}", end.stderr);
 
-    let mut run = scene.serve(&job, "gpu", &[]);
+    let run = scene.serve(&job, "gpu", &[]);
     let address = run.address();
     for (device, code, said) in [
         ("auto", 1, "the job trains on GPUs (cluster.device = \"cuda\"), but no NVIDIA GPU is visible"),

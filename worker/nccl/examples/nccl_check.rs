@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         eprintln!("usage: nccl_check sum|abort|kill [--ranks N] [--gpus G] [--proto LL|LL128|Simple]");
         return ExitCode::from(2);
     };
-    if let Err(reason) = torch_ext::open_cuda() {
+    if let Err(torch_ext::Error(reason)) = torch_ext::open_cuda() {
         println!("skipped: {reason}");
         return ExitCode::from(77);
     }
