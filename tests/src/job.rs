@@ -21,6 +21,8 @@ impl Job {
             .set("model.width", 0.0625)
             .set("train.global_batch", 8)
             .set("train.epochs", 2)
+            // What tests compare, they compare on every machine.
+            .set("cluster.device", "\"cpu\"")
             .set("cluster.regroup_window_s", 0.2)
             .set("cluster.start_timeout_s", 30)
             .set("server.grpc", "\"127.0.0.1:0\"")

@@ -154,7 +154,9 @@ fn open(root: &Path) -> Result<Arc<Dataset>, Box<dyn Error>> {
 fn device(name: &str) -> Result<Device, String> {
     match (name, name.strip_prefix("cuda:").map(str::parse)) {
         ("cpu", _) => Ok(Device::Cpu),
-        (_, Some(Ok(index))) => Ok(Device::Cuda(index)),
+        (_, Some(Ok(index))) => {
+            torch_ext::open_cuda().map(|()| Device::Cuda(index)).map_err(|e| e.to_string())
+        }
         _ => Err("name `cpu` or a GPU such as `cuda:0`".into()),
     }
 }

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     connection::{self, Keepalive},
+    device::Choice,
     node::{Node, WorkersPerNode},
     shell,
 };
@@ -52,6 +53,10 @@ struct Join {
     /// Address at which the other workers reach this one [default: the one that reaches the coordinator]
     #[arg(long, value_name = "IP[:PORT]", value_parser = advertised)]
     advertise: Option<SocketAddr>,
+    /// What to train on: auto, cpu, cuda or cuda:K; auto and cuda take the GPU of the worker's local rank, auto the
+    /// CPU where there is none
+    #[arg(long, value_name = "DEVICE", default_value_t = Choice::Auto)]
+    device: Choice,
     /// Which of this machine's workers this is, from 0
     #[arg(long, value_name = "K", conflicts_with = "workers_per_node", default_value_t = 0)]
     local_rank: u32,
@@ -104,7 +109,8 @@ impl Join {
         match self.workers_per_node {
             Some(workers) => {
                 init_log(self.log_format, "info");
-                self.run_node(workers.count())
+                let count = workers.count(self.device);
+                self.run_node(count)
             }
             None => {
                 // The run's events are the coordinator's to tell; a worker says only what went wrong with
@@ -125,8 +131,15 @@ impl Join {
             );
             Command::command().error(ErrorKind::ArgumentConflict, what).exit();
         }
+        if let Choice::Cuda(Some(index)) = self.device
+            && count > 1
+        {
+            let what = format!("--device cuda:{index}: {count} workers can't share a GPU; give cuda\n");
+            Command::command().error(ErrorKind::ArgumentConflict, what).exit();
+        }
         let mut flags: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: String| flags.extend([name.into(), value.into()]);
+        flag("--device", self.device.to_string());
         if let Some(root) = self.data_root {
             flag("--data-root", root);
         }
@@ -149,6 +162,11 @@ impl Join {
     }
 
     fn run_worker(self) -> anyhow::Result<Exit> {
+        let device = match self.device.find(self.local_rank) {
+            Ok(found) => found,
+            // Another start would find the same.
+            Err(reason) => return Ok(Exit::Failed { reason: format!("--device {}: {reason}", self.device) }),
+        };
         let url = self.url;
         let host = gethostname::gethostname().to_string_lossy().into_owned();
         let worker = self.name.clone().unwrap_or_else(|| format!("{host}.{}", self.local_rank));
@@ -156,7 +174,7 @@ impl Join {
             worker: WorkerId(worker),
             incarnation: SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64,
             host,
-            device: "cpu".into(),
+            device: device.name.clone(),
         };
         let threads = self.threads.unwrap_or_else(cores).min(openmp_limit()).max(1);
         // Few threads: it only carries messages, and the cores belong to training.
@@ -175,6 +193,7 @@ impl Join {
                 connect_timeout,
                 parent: self.parent.and_then(Pid::from_raw),
                 ring_address,
+                device,
                 data_root: self.data_root,
                 threads,
             };

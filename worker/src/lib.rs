@@ -3,6 +3,7 @@
 
 pub mod cli;
 mod connection;
+mod device;
 mod node;
 mod shell;
 pub mod train;

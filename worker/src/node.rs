@@ -1,20 +1,23 @@
 //! The workers of one machine under one command: how many they are, what each is started with, and how the
 //! command ends. Starting them again is the launcher's business, training each worker's own.
 
-use std::{env, ffi::OsString, fs, num::NonZeroU32, path::Path, str::FromStr, time::Duration};
+use std::{env, ffi::OsString, num::NonZeroU32, path::Path, str::FromStr, time::Duration};
 
 use anyhow::Context;
-use musher_launcher::{Ending, RestartPolicy, Team, WorkerCommand};
+use musher_launcher::{Ending, RestartPolicy, Team, WorkerCommand, visible_gpus};
 use musher_session::Exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use crate::connection::{self, Keepalive};
+use crate::{
+    connection::{self, Keepalive},
+    device::Choice,
+};
 
 /// How many workers a machine gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkersPerNode {
-    /// One per visible GPU, or one where there is none.
+    /// One per visible GPU, or one where there is none or none is wanted.
     Auto,
     Count(NonZeroU32),
 }
@@ -31,10 +34,12 @@ impl FromStr for WorkersPerNode {
 }
 
 impl WorkersPerNode {
-    pub fn count(self) -> u32 {
-        match self {
-            Self::Count(count) => count.get(),
-            Self::Auto => match visible_gpus() {
+    /// On workers of this device.
+    pub fn count(self, device: Choice) -> u32 {
+        match (self, device) {
+            (Self::Count(count), _) => count.get(),
+            (Self::Auto, Choice::Cpu | Choice::Cuda(Some(_))) => 1,
+            (Self::Auto, Choice::Auto | Choice::Cuda(None)) => match visible_gpus() {
                 0 => {
                     info!("no GPU is visible: one worker, on the CPU");
                     1
@@ -135,42 +140,18 @@ fn shared_cores(workers: u32) -> usize {
     (cores / workers.max(1) as usize).max(1)
 }
 
-/// The GPUs that a process started here may use.
-fn visible_gpus() -> u32 {
-    let present = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |gpus| gpus.flatten().count());
-    visible(present, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref()) as u32
-}
-
-/// As CUDA reads its list: up to the first entry that names no GPU.
-fn visible(present: usize, list: Option<&str>) -> usize {
-    let Some(list) = list else { return present };
-    let names_one = |entry: &&str| {
-        let entry = entry.trim();
-        entry
-            .parse()
-            .map_or(entry.starts_with("GPU-") || entry.starts_with("MIG-"), |index: usize| index < present)
-    };
-    list.split(',').take_while(names_one).count()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
-    fn gpus_are_counted_as_cuda_shows_them() {
-        let of_four = |list| visible(4, Some(list));
-        assert_eq!(visible(4, None), 4);
-        assert_eq!((of_four("0,1"), of_four("3"), of_four("GPU-5f, GPU-6a")), (2, 1, 2));
-        assert_eq!((of_four(""), of_four("-1"), of_four("1,-1,2"), of_four("0,7,1")), (0, 0, 1, 1));
-        assert_eq!(visible(0, Some("0")), 0);
-    }
-
-    #[test]
     fn a_count_is_a_number_from_one_or_auto() {
         assert_eq!("auto".parse(), Ok(WorkersPerNode::Auto));
         assert_eq!("3".parse(), Ok(WorkersPerNode::Count(NonZeroU32::new(3).unwrap())));
+        let auto = WorkersPerNode::Auto;
+        assert_eq!((auto.count(Choice::Cpu), auto.count(Choice::Cuda(Some(1)))), (1, 1));
+        assert_eq!(WorkersPerNode::Count(NonZeroU32::new(3).unwrap()).count(Choice::Cpu), 3);
         assert!(["0", "-1", "many"].iter().all(|text| text.parse::<WorkersPerNode>().is_err()));
     }
 

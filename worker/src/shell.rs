@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::{
     connection::{self, Keepalive},
+    device::Found,
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, OrderNumber, Orders, Product},
     transfer,
@@ -63,6 +64,8 @@ pub struct Options {
     pub parent: Option<Pid>,
     /// Where peers connect; port 0 takes any.
     pub ring_address: SocketAddr,
+    /// What there is to train on.
+    pub device: Found,
     /// Where the data is, if not where the job says.
     pub data_root: Option<String>,
     /// Of libtorch.
@@ -366,10 +369,18 @@ impl Shell {
             val_split: job.data.val_split.clone(),
         };
         let (ring_address, threads) = (self.options.ring_address, self.options.threads);
+        let device = self.options.device.for_job(job.cluster.device);
         let (board, products) = (self.board.clone(), self.products.clone());
         let (hand_over, prepared) = sync_mpsc::sync_channel(1);
         self.prepared = Some(prepared);
         task::spawn_blocking(move || {
+            let device = match device {
+                Ok(device) => device,
+                Err(reason) => {
+                    let _ = inputs.blocking_send(Input::NotPrepared { reason });
+                    return;
+                }
+            };
             let (dataset, listener) = match open(&source, ring_address) {
                 Ok(opened) => opened,
                 Err(error) => {
@@ -399,8 +410,9 @@ impl Shell {
                 warnings: Arc::new(Warnings::new(warn)),
                 threads: loader_threads,
             };
-            info!(threads, loader_threads, "the training thread starts");
-            let start = trainer::Start { job: Arc::new(job), data, listener, board, threads: threads as i32 };
+            info!(threads, loader_threads, ?device, "the training thread starts");
+            let (job, threads) = (Arc::new(job), threads as i32);
+            let start = trainer::Start { job, device, data, listener, board, threads };
             // Without a replica it has said why.
             if let Some(orders) = trainer::start(start, products) {
                 let _ = hand_over.send(orders);

@@ -55,6 +55,7 @@ pub enum Product {
 
 pub struct Start {
     pub job: Arc<JobConfig>,
+    pub device: tch::Device,
     pub data: TrainingData,
     pub listener: RingListener,
     pub board: Arc<ProgressBoard>,
@@ -134,7 +135,7 @@ fn run(
     let cluster = &start.job.cluster;
     let step_timeout = Duration::from_secs_f64(cluster.step_timeout_s);
     let patience = 6 * step_timeout + Duration::from_secs_f64(cluster.heartbeat_timeout_s);
-    let built = Trainer::new(start.job, start.data, tch::Device::Cpu, start.board)
+    let built = Trainer::new(start.job, start.data, start.device, start.board)
         .and_then(|mut trainer| trainer.warm_up().map(|()| trainer));
     let mut worker = match built {
         Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, patience, member: None },

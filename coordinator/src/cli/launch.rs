@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use anyhow::anyhow;
 use clap::Args;
 use musher_dataset::{Dataset, DatasetError, Source};
-use musher_launcher::RestartPolicy;
+use musher_launcher::{RestartPolicy, visible_gpus};
 use musher_proto::job;
+use tracing::warn;
 
 use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
 
@@ -14,7 +15,7 @@ use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
 pub struct Launch {
     #[command(flatten)]
     job: JobArgs,
-    /// Worker processes [default: cluster.workers, or 1 where that is 0]
+    /// Worker processes [default: cluster.workers; where that is 0, one per visible GPU, or one]
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
     /// Threads that each worker computes with; another number changes results in their last bits
@@ -29,12 +30,16 @@ pub struct Launch {
 impl Launch {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let mut job = run::load_job(&self.job)?;
-        let count = self.workers.unwrap_or(job.cluster.workers.max(1));
-        if count == 0 {
+        let wanted = self.workers.or(Some(job.cluster.workers).filter(|&workers| workers > 0));
+        if wanted == Some(0) {
             return Err(usage(anyhow!(
                 "--workers must be at least 1; `musher serve` runs a coordinator alone"
             )));
         }
+        let gpus = visible_gpus();
+        let Placement { count, device } =
+            Placement::of(wanted, job.cluster.device, gpus).map_err(|why| usage(anyhow!(why)))?;
+        let leaves_gpus_idle = gpus > 0 && device == "cpu" && job.cluster.device == job::Device::Auto;
         job.cluster.workers = count;
         job.validate().map_err(usage)?;
         if self.job.dry_run {
@@ -51,14 +56,51 @@ impl Launch {
                 program,
                 coordinator: prepared.address(),
                 count,
+                device,
                 threads: self.threads.map_or_else(|| workers::shared_cores(count), NonZeroUsize::get),
                 log_format: self.job.log_format,
                 max_restarts: self.max_restarts,
             })?;
+            if leaves_gpus_idle {
+                warn!(workers = count, gpus, "there is not a GPU for each worker: all train on the CPU");
+            }
             let exit = prepared.run(|handle| team.watch(handle)).await;
             farewell.finish().await;
             exit
         })
+    }
+}
+
+/// How many workers, and what each is told to train on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placement {
+    count: u32,
+    /// For `musher-worker join --device`.
+    device: &'static str,
+}
+
+impl Placement {
+    /// One GPU a worker, or the CPU for all: a team is as slow as its slowest.
+    fn of(wanted: Option<u32>, device: job::Device, gpus: u32) -> Result<Self, String> {
+        let count = wanted.unwrap_or(if device == job::Device::Cpu { 1 } else { gpus.max(1) });
+        let device = match device {
+            job::Device::Cpu => "cpu",
+            job::Device::Auto if gpus < count => "cpu",
+            job::Device::Auto => "auto",
+            job::Device::Cuda if gpus == 0 => {
+                return Err("cluster.device is \"cuda\", but no NVIDIA GPU is visible on this machine: see \
+                            whether nvidia-smi shows one, or use \"auto\""
+                    .into());
+            }
+            job::Device::Cuda if gpus < count => {
+                return Err(format!(
+                    "{count} workers need a GPU each, but {gpus} are visible: use --workers {gpus}, or \
+                     cluster.device = \"cpu\""
+                ));
+            }
+            job::Device::Cuda => "cuda",
+        };
+        Ok(Self { count, device })
     }
 }
 
@@ -69,4 +111,26 @@ fn check_data(data: &job::Data) -> Result<(), DatasetError> {
         val_split: data.val_split.clone(),
     };
     Dataset::open(&source).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use job::Device::{Auto, Cpu, Cuda};
+
+    use super::*;
+
+    #[test]
+    fn workers_have_a_gpu_each_or_all_the_cpu() {
+        let place =
+            |wanted, device, gpus| Placement::of(wanted, device, gpus).map(|it| (it.count, it.device));
+        assert_eq!(place(None, Auto, 0), Ok((1, "cpu")));
+        assert_eq!(place(None, Auto, 4), Ok((4, "auto")));
+        assert_eq!(place(Some(2), Auto, 4), Ok((2, "auto")));
+        assert_eq!(place(Some(2), Auto, 1), Ok((2, "cpu")));
+        assert_eq!(place(None, Cpu, 4), Ok((1, "cpu")));
+        assert_eq!(place(Some(3), Cpu, 0), Ok((3, "cpu")));
+        assert_eq!(place(None, Cuda, 2), Ok((2, "cuda")));
+        assert!(place(None, Cuda, 0).is_err_and(|why| why.contains("no NVIDIA GPU is visible")));
+        assert!(place(Some(3), Cuda, 2).is_err_and(|why| why.contains("--workers 2")));
+    }
 }

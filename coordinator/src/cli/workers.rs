@@ -29,6 +29,8 @@ pub(super) struct Plan {
     pub program: PathBuf,
     pub coordinator: SocketAddr,
     pub count: u32,
+    /// What each is told to train on.
+    pub device: &'static str,
     /// Of each worker.
     pub threads: usize,
     pub log_format: Option<Format>,
@@ -106,6 +108,8 @@ impl Plan {
             index.to_string(),
             "--threads".to_owned(),
             self.threads.to_string(),
+            "--device".to_owned(),
+            self.device.to_owned(),
             // A coordinator that is killed takes them with it.
             "--parent".to_owned(),
             std::process::id().to_string(),

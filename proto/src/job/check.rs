@@ -2,7 +2,7 @@
 //!
 //! Pure: it does not ask whether files exist or addresses are free.
 
-use super::{Device, JobConfig, JobError, Place, Precision};
+use super::{JobConfig, JobError, Place, Precision};
 
 /// Schemes of object stores, which a job may name one day.
 const OBJECT_STORES: [&str; 3] = ["s3://", "gs://", "az://"];
@@ -158,15 +158,7 @@ fn team(job: &JobConfig) -> Result<(), Problem> {
             "{expected} is not between cluster.min_workers = {fewest} and cluster.max_workers = \
              {most}; use 0 to take whoever comes"
         )
-    })?;
-    match cluster.device {
-        Device::Auto | Device::Cpu => Ok(()),
-        Device::Cuda => Err(Problem::NotAvailable {
-            key: "cluster.device",
-            what: "training on CUDA devices".into(),
-            instead: "\"auto\" or \"cpu\"",
-        }),
-    }
+    })
 }
 
 fn timeouts(job: &JobConfig) -> Result<(), Problem> {

@@ -204,7 +204,6 @@ fn choices_of_later_versions_are_refused_not_ignored() {
     let later = [
         "model.sync_batch_norm=true",
         "model.pretrained=w.safetensors",
-        "cluster.device=cuda",
         "data.root=s3://b/pets",
         "checkpoint.store=gs://b/c",
         "checkpoint.store=az://b/c",
@@ -212,6 +211,7 @@ fn choices_of_later_versions_are_refused_not_ignored() {
     for assignment in later {
         assert!(matches!(set(assignment), Err(JobError::NotAvailable { .. })), "{assignment}");
     }
+    assert_eq!(set("cluster.device=cuda").unwrap().cluster.device, Device::Cuda);
     let local = set("checkpoint.store=file:///var/ck").unwrap();
     assert_eq!(local.checkpoint.store_path(), Some(PathBuf::from("/var/ck")));
 }

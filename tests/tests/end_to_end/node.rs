@@ -180,6 +180,7 @@ fn a_node_is_refused_what_it_can_t_do() {
         (["--workers-per-node", "2", "--advertise", "127.0.0.1:7500"], "2 workers can't share a port"),
         (["--workers-per-node", "0", "--threads", "1"], "give a number from 1, or auto"),
         (["--workers-per-node", "2", "--local-rank", "1"], "cannot be used with"),
+        (["--workers-per-node", "2", "--device", "cuda:1"], "2 workers can't share a GPU"),
         (["--advertise", "here", "--threads", "1"], "not an address such as 10.0.0.7"),
     ] {
         let mut command = Command::new(musher_worker());

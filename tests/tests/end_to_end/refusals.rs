@@ -1,9 +1,9 @@
 //! What a user gets wrong: one sentence that names what, where and what to do, exit code 2, and nothing
 //! of an earlier run is touched.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, process::Command};
 
-use musher_tests::{Job, Scene, run::Ended};
+use musher_tests::{Job, Scene, binaries::musher_worker, run::Ended};
 
 use crate::checks::contents;
 
@@ -31,7 +31,7 @@ fn wrong_keys() {
         ("augment.scale", "[0.9, 0.5]", &["`augment.scale`", "such as [0.7, 1.0]"]),
         ("early_stopping.monitor", "\"loss\"", &["`early_stopping.monitor`", "val_loss"]),
         ("server.grpc", "\"localhost\"", &["`server.grpc`", "such as 127.0.0.1:7400"]),
-        ("cluster.device", "\"cuda\"", &["`cluster.device`", "not available"]),
+        ("cluster.device", "\"tpu\"", &["`cluster.device`", "cuda"]),
     ];
     for (key, value, said) in cases {
         let in_file = Job::tiny(&data).set(key, value);
@@ -62,6 +62,32 @@ fn wrong_command_lines() {
     assert!(end.last_words().contains("torn.toml line 1 is not TOML"), "{}", end.stderr);
     let end = scene.run(&["lunch"]).expect_code(2);
     assert!(end.stderr.contains("launch"), "{}", end.stderr);
+}
+
+/// On a machine that shows none, be there one or not.
+#[test]
+fn a_gpu_that_is_not_there() {
+    let scene = Scene::new();
+    let job = Job::tiny(&scene.data_of(8, 8)).set("cluster.device", "\"cuda\"");
+    job.write(&scene.path("gpu.toml"));
+    let mut launch = scene.musher(&["launch", "gpu.toml"]);
+    launch.env("CUDA_VISIBLE_DEVICES", "");
+    let end = scene.start(launch).wait().expect_code(2);
+    assert!(end.last_words().contains("no NVIDIA GPU is visible on this machine"), "{}", end.stderr);
+
+    let run = scene.serve(&job, "gpu", &[]);
+    let address = run.address();
+    for (device, code, said) in [
+        ("auto", 1, "the job trains on GPUs (cluster.device = \"cuda\"), but no NVIDIA GPU is visible"),
+        ("cpu", 1, "this worker was started with --device cpu"),
+        ("cuda:0", 1, "--device cuda:0: "),
+        ("gpu", 2, "give auto, cpu, cuda or cuda:K"),
+    ] {
+        let mut join = Command::new(musher_worker());
+        join.args(["join", &address, "--device", device]).env("CUDA_VISIBLE_DEVICES", "");
+        let end = scene.start(join).wait().expect_code(code);
+        assert!(end.stderr.contains(said), "--device {device}: {}", end.stderr);
+    }
 }
 
 #[test]

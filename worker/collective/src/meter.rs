@@ -20,7 +20,9 @@ struct Gauge {
 }
 
 impl Meter {
-    pub(crate) fn new() -> Self {
+    /// At nothing received, and moved just now.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
         let (received, moved_us) = (AtomicU64::new(0), AtomicU64::new(0));
         Self(Arc::new(Gauge { start: Instant::now(), received, moved_us }))
     }
@@ -36,11 +38,12 @@ impl Meter {
         self.0.start + Duration::from_micros(self.0.moved_us.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn receive(&self, received: u64) {
+    /// For an exchange to tell how far it is.
+    pub fn receive(&self, received: u64) {
         self.0.received.store(received, Ordering::Relaxed);
     }
 
-    pub(crate) fn moved(&self, at: Instant) {
+    pub fn moved(&self, at: Instant) {
         self.0.moved_us.store((at - self.0.start).as_micros() as u64, Ordering::Relaxed);
     }
 }

@@ -147,9 +147,14 @@ impl Replica {
         &self.flat.gradients
     }
 
-    /// Lends the flat gradient's host memory; on the CPU only.
+    /// Lends the flat gradient in host memory: its own on the CPU, a copy that is taken back on other devices.
     pub fn with_gradients_mut<R>(&mut self, exchange: impl FnOnce(&mut [f32]) -> R) -> Result<R, Error> {
-        Ok(torch_ext::with_f32_mut(&mut self.flat.gradients, exchange)?)
+        let mut host = self.flat.gradients.f_to_device(Device::Cpu)?;
+        let result = torch_ext::with_f32_mut(&mut host, exchange)?;
+        if self.device() != Device::Cpu {
+            self.flat.gradients.f_copy_(&host)?;
+        }
+        Ok(result)
     }
 
     pub fn zero_gradients(&mut self) -> Result<(), Error> {

@@ -36,7 +36,10 @@ fn feed(pets: &Pets, job: &JobConfig) -> Feed {
 fn device() -> Device {
     let name = env::var("MUSHER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
     match name.strip_prefix("cuda:") {
-        Some(index) => Device::Cuda(index.parse().unwrap()),
+        Some(index) => {
+            torch_ext::open_cuda().unwrap();
+            Device::Cuda(index.parse().unwrap())
+        }
         None => Device::Cpu,
     }
 }

@@ -41,6 +41,7 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_drop_mark(mark: *mut c_void);
     pub(crate) fn torch_ext_used_here(tensor: *mut C_tensor) -> *mut c_char;
     pub(crate) fn torch_ext_pin(tensor: *mut C_tensor) -> *mut c_char;
+    pub(crate) fn torch_ext_current_stream(device_index: i8, stream: *mut *mut c_void) -> *mut c_char;
 }
 
 /// Turns the shim's message, which must be fresh from one of its functions, into a result.

@@ -1,7 +1,8 @@
 //! What Musher needs of libtorch and tch does not bind: fused Adam on flat buffers, gradients that are views,
-//! hooks after a gradient's accumulation, a tensor's host memory as a slice, and streams beside the main one.
+//! hooks after a gradient's accumulation, a tensor's host memory as a slice, streams beside the main one, and CUDA
+//! opened at run time.
 //!
-//! The only package with `unsafe`; it owns no training logic. Every C++ exception comes back as an [`Error`].
+//! Beside musher-nccl the only package with `unsafe`; it owns no training logic. Every C++ exception comes back as an [`Error`].
 //!
 //! **Aliasing.** tch's tensors are shared handles: two of them, on two threads, may name the same memory, and tch
 //! lets both write. What borrows memory here is as safe as tch's own in-place operations, no safer: the caller keeps
@@ -9,12 +10,14 @@
 
 mod adam;
 mod autograd;
+mod cuda;
 mod ffi;
 mod host;
 mod stream;
 
 pub use adam::{AdamStep, fused_adam};
 pub use autograd::{on_gradient_accumulated, set_grad};
+pub use cuda::{current_stream, open_cuda};
 pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
 pub use stream::{Mark, SideStream, pin};

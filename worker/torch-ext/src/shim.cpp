@@ -121,4 +121,12 @@ char *torch_ext_pin(at::Tensor *tensor) {
   return guarded([&] { *tensor = tensor->pin_memory(); });
 }
 
+// Through the device-generic interface: nothing of CUDA is included or linked.
+char *torch_ext_current_stream(int8_t device_index, void **stream) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    *stream = cuda.getStreamNativeHandle(cuda.getStream(c10::Device(c10::DeviceType::CUDA, device_index)));
+  });
+}
+
 } // extern "C"
