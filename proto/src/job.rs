@@ -138,6 +138,8 @@ pub struct Train {
     /// Gradients are scaled down to this global L2 norm; 0: off.
     pub clip_norm: f64,
     pub precision: Precision,
+    /// MiB of gradients that are summed over the ranks at a time, while the rest are computed; above 0.
+    pub bucket_mb: f64,
 }
 
 /// The learning rate over a run.
@@ -336,6 +338,7 @@ impl Default for Train {
             schedule: Schedule::Constant,
             clip_norm: 0.0,
             precision: Precision::Fp32,
+            bucket_mb: 25.0,
         }
     }
 }

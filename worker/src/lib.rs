@@ -5,6 +5,7 @@ pub mod cli;
 mod connection;
 mod node;
 mod shell;
+pub mod trace;
 pub mod train;
 mod trainer;
 mod transfer;

@@ -121,6 +121,10 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
         format!("{rate} is not a finite number above 0; 0.001 is the default")
     })?;
     not_negative("train.clip_norm", train.clip_norm, "use 0 for no clipping")?;
+    let bucket = train.bucket_mb;
+    require(0.0 < bucket && bucket <= LARGEST_BUCKET_MB, "train.bucket_mb", || {
+        format!("{bucket} is not above 0 and at most {LARGEST_BUCKET_MB}; 25 is the default")
+    })?;
     match train.precision {
         Precision::Fp32 => Ok(()),
         Precision::Bf16 => {
@@ -128,6 +132,9 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
         }
     }
 }
+
+/// More than the gradients of any network here.
+const LARGEST_BUCKET_MB: f64 = 65536.0;
 
 /// One value per channel has no variance: the running statistics would become NaN. At 32 pixels the
 /// coarsest map is one pixel, and any rank's share may be one sample.

@@ -166,6 +166,8 @@ fn values_out_of_range_are_refused() {
         "train.learning_rate=0",
         "train.learning_rate=inf",
         "train.clip_norm=-1",
+        "train.bucket_mb=0",
+        "train.bucket_mb=inf",
         "early_stopping.patience=0",
         "early_stopping.min_delta=-0.1",
         "cluster.min_workers=0",

@@ -5,7 +5,7 @@
 //! decision to apply a step are the caller's. A step reads
 //!
 //! ```text
-//! begin_step · zero_gradients · forward · backward_sum_loss · [exchange] · clip_gradients · adam_step · commit
+//! begin_step · zero_gradients · forward · backward_last · [exchange] · clip_gradients · adam_step · commit
 //! ```
 //!
 //! and one that is not applied leaves no trace. There is no global state: any number of replicas live in a process.

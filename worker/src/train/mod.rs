@@ -4,6 +4,7 @@
 //! arithmetic drive it directly.
 
 mod data;
+pub mod exchange;
 mod position;
 mod progress;
 pub mod schedule;
@@ -118,7 +119,7 @@ impl Trainer {
         device: Device,
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
-        let replica = Replica::new(&model_options(&job), job.seed, device)?;
+        let replica = seeded_replica(&job, device)?;
         Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
     }
 
@@ -146,8 +147,9 @@ impl Trainer {
     }
 }
 
-fn model_options(job: &JobConfig) -> ModelOptions {
-    ModelOptions {
+/// A replica initialised from the job's seed.
+fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
+    let options = ModelOptions {
         classes: job.model.classes as usize,
         encoder: match job.model.encoder {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
@@ -157,5 +159,8 @@ fn model_options(job: &JobConfig) -> ModelOptions {
         freeze_encoder: job.model.freeze_encoder,
         freeze_batch_norm: job.model.freeze_batch_norm,
         image_size: job.data.image_size as usize,
-    }
+    };
+    let mut replica = Replica::new(&options, job.seed, device)?;
+    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
+    Ok(replica)
 }

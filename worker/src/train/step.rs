@@ -14,7 +14,12 @@ use musher_proto::{
     shard::scramble,
 };
 
-use super::{Membership, TrainError, Trainer, data::DeviceBatch, schedule::learning_rate};
+use tch::Tensor;
+use tracing::trace_span;
+
+use super::{
+    Membership, TrainError, Trainer, data::DeviceBatch, exchange::overlapped, schedule::learning_rate,
+};
 
 /// So many steps in a row without a finite gradient end the run.
 const BAD_STREAK_LIMIT: u32 = 20;
@@ -54,17 +59,20 @@ impl Trainer {
         let mask_side = u64::from(self.job.data.image_size / 2);
         let pixels = (samples * mask_side * mask_side) as f64;
 
+        let step = position.applied;
+        let _span = trace_span!("step", rank = member.rank().0, step = step.0).entered();
+
         self.replica.begin_step()?;
         self.replica.zero_gradients()?;
-        let loss_sum = self.accumulate(batch, 1.0 / pixels)?;
-        let local = started.elapsed();
-
-        let step = position.applied;
-        self.board.mark(Activity::WaitingForPeers);
-        self.reduce_gradients(member, step)?;
+        let buckets = self.replica.bucket_gradients()?;
+        let (loss_sum, local) = overlapped(member.collective.as_mut(), step, buckets, |launcher| {
+            let loss_sum = self.accumulate(batch, 1.0 / pixels, move |_| launcher.launch())?;
+            self.board.mark(Activity::WaitingForPeers);
+            Ok((loss_sum, started.elapsed()))
+        })?;
         let nonce = nonce(member.generation, step);
         let mine = ControlWord { nonce, stop: f64::from(u8::from(stop)), loss_sum };
-        let sum = mine.sum(member, step)?;
+        let sum = trace_span!("control").in_scope(|| mine.sum(member, step))?;
         if sum.nonce != nonce * f64::from(member.world()) {
             return Err(TrainError::Incomplete { step: step.0 });
         }
@@ -83,13 +91,19 @@ impl Trainer {
         let (images, masks) = (vec![0; 2 * side * side * 3], vec![0; 2 * side * side / 4]);
         let batch = Batch { key: 0, sample_ids: vec![0, 1], images, masks };
         self.replica.begin_step()?;
-        self.accumulate(&batch, 0.0)?;
+        self.accumulate(&batch, 0.0, |_| ())?;
         Ok(self.replica.zero_gradients()?)
     }
 
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
-    /// nothing and leaves batch norm alone.
-    fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<f64, TrainError> {
+    /// nothing and leaves batch norm alone. `ready` hears of each bucket that is complete; it is dropped once all
+    /// are.
+    fn accumulate(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        ready: impl FnMut(usize) + Send + 'static,
+    ) -> Result<f64, TrainError> {
         let samples = batch.sample_ids.len() as i64;
         if samples == 0 {
             return Ok(0.0);
@@ -99,24 +113,24 @@ impl Trainer {
             0 => samples,
             micro => micro,
         };
+        let last = (samples - 1) / micro * micro;
         let mut loss_sum = 0.0;
-        for start in (0..samples).step_by(micro as usize) {
-            let part = on_device.slice(start, micro.min(samples - start))?;
-            let logits = self.replica.forward(&part.images, Mode::Train)?;
-            loss_sum += self.replica.backward_sum_loss(&logits, &part.masks, scale)?;
+        for start in (0..last).step_by(micro as usize) {
+            let (logits, masks) = self.forward(&on_device, start..start + micro)?;
+            let _span = trace_span!("backward").entered();
+            loss_sum += self.replica.backward_sum_loss(&logits, &masks, scale)?;
         }
+        let (logits, masks) = self.forward(&on_device, last..samples)?;
+        let _span = trace_span!("backward").entered();
+        loss_sum += self.replica.backward_last(&logits, &masks, scale, ready)?;
         Ok(loss_sum)
     }
 
-    fn reduce_gradients(&mut self, member: &mut Membership, step: Step) -> Result<(), TrainError> {
-        let buckets: Vec<_> = self.replica.buckets().iter().map(|bucket| bucket.range.clone()).collect();
-        self.replica.with_gradients_mut(|gradients| {
-            for (index, range) in buckets.into_iter().enumerate() {
-                let tag = Tag::new(step.0, index as u32, Phase::Gradients);
-                member.collective.all_reduce(tag, &mut gradients[range])?;
-            }
-            Ok(())
-        })?
+    /// Logits and masks of these samples.
+    fn forward(&self, batch: &DeviceBatch, samples: Range<i64>) -> Result<(Tensor, Tensor), TrainError> {
+        let _span = trace_span!("forward").entered();
+        let part = batch.slice(samples.start, samples.end - samples.start)?;
+        Ok((self.replica.forward(&part.images, Mode::Train)?, part.masks))
     }
 
     /// The step is complete on all ranks: it counts, and changes the parameters if its gradient is
@@ -128,6 +142,7 @@ impl Trainer {
         loss: f64,
         own_samples: u64,
     ) -> Result<(), TrainError> {
+        let _span = trace_span!("update").entered();
         let mut position = self.position();
         let gradient = self.replica.gradient_norm_and_finite()?;
         if gradient.finite {

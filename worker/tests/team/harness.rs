@@ -44,6 +44,8 @@ pub fn job() -> JobConfig {
     job.train.global_batch = GLOBAL_BATCH as u32;
     job.train.epochs = 4;
     job.train.learning_rate = 3e-3;
+    // Several, also of this small network.
+    job.train.bucket_mb = 0.1;
     job
 }
 

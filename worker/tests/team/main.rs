@@ -11,6 +11,7 @@ mod start;
 mod agreement;
 mod loss_of_a_peer;
 mod marks;
+mod overlap;
 mod pause;
 mod reference;
 mod skipped;
