@@ -20,10 +20,13 @@ use musher_collective::{
     Aborter, Collective, CollectiveError, Meter, Phase, Ring, RingListener, RingSpec, Secret, Tag,
 };
 use musher_model::{Mode, ModelOptions, Replica};
-use musher_proto::ids::Step;
+use musher_proto::{ids::Step, job::Compression};
 use musher_worker::{
     trace::Trace,
-    train::{TrainError, exchange::overlapped},
+    train::{
+        TrainError,
+        exchange::{Buckets, overlapped},
+    },
 };
 use tch::{Device, Kind, Tensor};
 use tracing::trace_span;
@@ -134,6 +137,10 @@ impl Collective for SlowLink {
         Ok(())
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.ring.all_reduce_bf16(tag, data)
+    }
+
     fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
         self.ring.all_reduce_f64(tag, data)
     }
@@ -199,7 +206,8 @@ impl Rank {
         self.replica.begin_step()?;
         self.replica.zero_gradients()?;
         let Self { replica, ring, images, masks, step } = self;
-        let buckets = replica.bucket_gradients()?;
+        let gradients = replica.bucket_gradients()?;
+        let buckets = Buckets { step: Step(*step), gradients, compression: Compression::None };
         let scale = 1.0 / masks.numel() as f64;
         let _span = alongside.then(|| trace_span!("step", rank = ring.rank(), step).entered());
         let mut forward_and_backward = |ready: Box<dyn FnMut(usize) + Send>| {
@@ -208,9 +216,7 @@ impl Rank {
             replica.backward_last(&logits, masks, scale, ready).map_err(TrainError::from)
         };
         if alongside {
-            overlapped(ring, Step(*step), buckets, |launcher| {
-                forward_and_backward(Box::new(move |_| launcher.launch()))
-            })?;
+            overlapped(ring, buckets, |launcher| forward_and_backward(Box::new(move |_| launcher.launch())))?;
         } else {
             forward_and_backward(Box::new(|_| ()))?;
             let ranges: Vec<_> = replica.buckets().iter().map(|bucket| bucket.range.clone()).collect();

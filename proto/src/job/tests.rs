@@ -89,6 +89,11 @@ fn a_choice_names_its_alternatives() {
         job("[train]\nschedule = \"linear\""),
         "`train.schedule` in job.toml line 2: unknown variant `linear`, expected `constant` or `cosine`",
     );
+    assert_eq!(set("train.compress_gradients=bf16").unwrap().train.compress_gradients, Compression::Bf16);
+    refused(
+        set("train.compress_gradients=fp8"),
+        "`train.compress_gradients` in --set: unknown variant `fp8`, expected `none` or `bf16`",
+    );
     refused(
         set("server.grpc=localhost"),
         "`server.grpc` in --set: \"localhost\" is not an address; write an IP address and a port, \

@@ -10,7 +10,7 @@ use std::{
 };
 
 use musher_collective::{Collective, Phase, Tag};
-use musher_proto::ids::Step;
+use musher_proto::{ids::Step, job::Compression};
 use tch::Tensor;
 use tracing::trace_span;
 
@@ -29,21 +29,28 @@ impl Launcher {
     }
 }
 
+/// What a step sums over the ranks.
+pub struct Buckets {
+    pub step: Step,
+    /// Views of the flat gradient, which nobody else touches once they are launched.
+    pub gradients: Vec<Tensor>,
+    pub compression: Compression,
+}
+
 /// Runs `compute`, which completes `buckets` one after the other, and sums them over the ranks meanwhile. On
 /// success they hold the sums.
 ///
 /// A failure of the exchange shows once `compute` has returned; one of `compute` breaks the exchange off.
 pub fn overlapped<T>(
     collective: &mut dyn Collective,
-    step: Step,
-    buckets: Vec<Tensor>,
+    buckets: Buckets,
     compute: impl FnOnce(Launcher) -> Result<T, TrainError>,
 ) -> Result<T, TrainError> {
     // One for each bucket: the hooks in the backward pass never wait.
-    let (launcher, launched) = sync_channel(buckets.len());
+    let (launcher, launched) = sync_channel(buckets.gradients.len());
     let aborter = collective.aborter();
     thread::scope(|scope| {
-        let exchange = move || all_reduce(collective, step, buckets, &launched);
+        let exchange = move || all_reduce(collective, buckets, &launched);
         let exchange = thread::Builder::new()
             .name("exchange".into())
             .spawn_scoped(scope, exchange)
@@ -60,18 +67,21 @@ pub fn overlapped<T>(
 
 fn all_reduce(
     collective: &mut dyn Collective,
-    step: Step,
-    buckets: Vec<Tensor>,
+    buckets: Buckets,
     launched: &Receiver<()>,
 ) -> Result<(), TrainError> {
-    for (index, mut bucket) in (0..).zip(buckets) {
+    let Buckets { step, gradients, compression } = buckets;
+    for (index, mut bucket) in (0..).zip(gradients) {
         // An error is the launcher's end, which launches all that are left.
         let _ = launched.recv();
         let _span =
             trace_span!("all_reduce", rank = collective.rank(), step = step.0, bucket = index).entered();
         let tag = Tag::new(step.0, index, Phase::Gradients);
-        torch_ext::with_f32_mut(&mut bucket, |sums| collective.all_reduce(tag, sums))
-            .map_err(musher_model::Error::from)??;
+        let sum = |data: &mut [f32]| match compression {
+            Compression::None => collective.all_reduce(tag, data),
+            Compression::Bf16 => collective.all_reduce_bf16(tag, data),
+        };
+        torch_ext::with_f32_mut(&mut bucket, sum).map_err(musher_model::Error::from)??;
     }
     Ok(())
 }

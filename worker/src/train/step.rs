@@ -18,7 +18,10 @@ use tch::Tensor;
 use tracing::trace_span;
 
 use super::{
-    Membership, TrainError, Trainer, data::DeviceBatch, exchange::overlapped, schedule::learning_rate,
+    Membership, TrainError, Trainer,
+    data::DeviceBatch,
+    exchange::{Buckets, overlapped},
+    schedule::learning_rate,
 };
 
 /// So many steps in a row without a finite gradient end the run.
@@ -64,8 +67,9 @@ impl Trainer {
 
         self.replica.begin_step()?;
         self.replica.zero_gradients()?;
-        let buckets = self.replica.bucket_gradients()?;
-        let (loss_sum, local) = overlapped(member.collective.as_mut(), step, buckets, |launcher| {
+        let gradients = self.replica.bucket_gradients()?;
+        let buckets = Buckets { step, gradients, compression: self.job.train.compress_gradients };
+        let (loss_sum, local) = overlapped(member.collective.as_mut(), buckets, |launcher| {
             let loss_sum = self.accumulate(batch, 1.0 / pixels, move |_| launcher.launch())?;
             self.board.mark(Activity::WaitingForPeers);
             Ok((loss_sum, started.elapsed()))

@@ -89,6 +89,11 @@ impl Collective for Faulty {
         self.call(tag, data, exchange, |x| *x = f32::INFINITY, |x| *x += 1.0)
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let exchange = |ring: &mut dyn Collective, data: &mut [f32]| ring.all_reduce_bf16(tag, data);
+        self.call(tag, data, exchange, |x| *x = f32::INFINITY, |x| *x += 1.0)
+    }
+
     fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
         let exchange = |ring: &mut dyn Collective, data: &mut [f64]| ring.all_reduce_f64(tag, data);
         self.call(tag, data, exchange, |x| *x = f64::INFINITY, |x| *x += 1.0)

@@ -9,6 +9,7 @@ mod harness;
 mod start;
 
 mod agreement;
+mod compression;
 mod loss_of_a_peer;
 mod marks;
 mod overlap;

@@ -221,6 +221,11 @@ impl Collective for Watched {
         self.inner.all_reduce(tag, data)
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.note(tag);
+        self.inner.all_reduce_bf16(tag, data)
+    }
+
     fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
         self.note(tag);
         self.inner.all_reduce_f64(tag, data)

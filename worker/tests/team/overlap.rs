@@ -54,6 +54,10 @@ impl Collective for Sequential {
         self.inner.all_reduce(tag, data)
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.inner.all_reduce_bf16(tag, data)
+    }
+
     fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
         self.inner.all_reduce_f64(tag, data)
     }
