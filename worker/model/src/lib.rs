@@ -14,6 +14,7 @@ mod options;
 
 mod layers;
 mod layout;
+mod over_ranks;
 mod unet;
 
 mod flat;
@@ -32,6 +33,7 @@ pub mod metrics;
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
 pub use gradients::GradientNorm;
 pub use options::{Encoder, ModelOptions};
+pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};
 pub use state::{COUNTERS, StateLayout, StateStaging};
 pub use unet::Taps;

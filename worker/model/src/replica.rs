@@ -8,11 +8,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
 use crate::gradients::GradientNorm;
+use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
 use crate::state::{self, COUNTERS, StateLayout, StateStaging};
 use crate::unet::{Taps, Unet};
 use crate::weights::{self, Part};
-use crate::{Error, ModelOptions, metrics, pooling};
+use crate::{Error, ModelOptions, OverRanks, metrics, pooling};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -83,13 +84,20 @@ impl Replica {
     /// Images [N, 3, S, S] f32, normalised, in any memory order, to logits [N, classes, S/2, S/2].
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, || self.network.forward(&self.flat, &images, mode))?)
+        Ok(self.in_mode(mode, |norm| self.network.forward(&self.flat, &images, norm))?)
+    }
+
+    /// [`Self::forward`] in training, with batch norm over the batches of all ranks; so is the backward pass that
+    /// follows. All ranks must do both, as often; one without samples does it with any others, and a scale of 0.
+    pub fn forward_over_ranks(&self, images: &Tensor, ranks: &OverRanks) -> Result<Tensor, Error> {
+        let images = self.checked(images, Mode::Train)?;
+        Ok(self.network.forward(&self.flat, &images, Normalise::OverRanks(ranks))?)
     }
 
     /// The encoder's outputs for such images, from fine to coarse.
     pub fn encode(&self, images: &Tensor, mode: Mode) -> Result<Taps, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, || self.network.encode(&self.flat, &images, mode))?)
+        Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
     }
 
     /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats.
@@ -373,10 +381,10 @@ impl Replica {
         self.begin_step()
     }
 
-    fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce() -> T) -> T {
+    fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce(Normalise) -> T) -> T {
         match mode {
-            Mode::Train => compute(),
-            Mode::Eval => no_grad(compute),
+            Mode::Train => compute(Normalise::ByBatch),
+            Mode::Eval => no_grad(|| compute(Normalise::ByLive)),
         }
     }
 
