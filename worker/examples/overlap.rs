@@ -17,7 +17,7 @@ use std::{
 };
 
 use musher_collective::{
-    Aborter, Collective, CollectiveError, Meter, Phase, Ring, RingListener, RingSpec, Secret, Tag,
+    Aborter, Collective, CollectiveError, Meter, Phase, Purpose, Ring, RingListener, RingSpec, Secret, Tag,
 };
 use musher_model::{Mode, ModelOptions, Replica};
 use musher_proto::{ids::Step, job::Compression};
@@ -64,6 +64,7 @@ fn main() -> Result<(), Failure> {
             .map(|(rank, listener)| {
                 let spec = RingSpec {
                     generation: 1,
+                    purpose: Purpose::Steps,
                     rank: rank as u32,
                     addresses: addresses.clone(),
                     secret: Secret([7; 32]),

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "team/fault.rs"]
+#[allow(dead_code)]
+mod fault;
 #[path = "team/harness.rs"]
 #[allow(dead_code)]
 mod harness;

@@ -95,14 +95,9 @@ fn model(job: &JobConfig) -> Result<(), Problem> {
             instead: "\"\" to train from scratch",
         });
     }
-    if model.sync_batch_norm {
-        return Err(Problem::NotAvailable {
-            key: "model.sync_batch_norm",
-            what: "synchronised batch norm".into(),
-            instead: "false, or model.freeze_batch_norm = true for results that do not depend on the world size",
-        });
-    }
-    Ok(())
+    require(!(model.sync_batch_norm && model.freeze_batch_norm), "model.sync_batch_norm", || {
+        "model.freeze_batch_norm = true leaves no statistics to synchronise; use one of the two".into()
+    })
 }
 
 fn train(job: &JobConfig) -> Result<(), Problem> {

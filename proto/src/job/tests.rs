@@ -197,6 +197,8 @@ fn values_out_of_range_are_refused() {
     assert!(job(tiny).is_err());
     assert!(load(tiny, "j", &["model.freeze_batch_norm=true".into()]).is_ok());
     assert!(set("server.grpc=0.0.0.0:0").is_ok());
+    assert!(set("model.sync_batch_norm=true").is_ok());
+    assert!(job("[model]\nsync_batch_norm = true\nfreeze_batch_norm = true").is_err());
 }
 
 #[test]
@@ -206,7 +208,6 @@ fn choices_of_later_versions_are_refused_not_ignored() {
         "`train.precision` in job.toml line 2: bf16 is not available in this version; use \"fp32\"",
     );
     let later = [
-        "model.sync_batch_norm=true",
         "model.pretrained=w.safetensors",
         "cluster.device=cuda",
         "data.root=s3://b/pets",

@@ -22,7 +22,7 @@ use std::fmt;
 
 pub use abort::Aborter;
 pub use error::{CollectiveError, Neighbour, Waited};
-pub use formation::{RingListener, RingSpec, Secret};
+pub use formation::{Purpose, RingListener, RingSpec, Secret};
 pub use frame::{Frame, Operation};
 pub use meter::Meter;
 pub use ring::Ring;
@@ -94,11 +94,20 @@ pub enum Phase {
     State,
     /// Comparison of the replicas' digests.
     Digest,
+    /// Batch norm's sums within forward and backward.
+    SyncBatchNorm,
 }
 
 impl Phase {
-    const ALL: [Self; 6] =
-        [Self::Warmup, Self::Gradients, Self::Control, Self::BatchNorm, Self::State, Self::Digest];
+    const ALL: [Self; 7] = [
+        Self::Warmup,
+        Self::Gradients,
+        Self::Control,
+        Self::BatchNorm,
+        Self::State,
+        Self::Digest,
+        Self::SyncBatchNorm,
+    ];
 }
 
 impl fmt::Display for Phase {
@@ -110,6 +119,7 @@ impl fmt::Display for Phase {
             Self::BatchNorm => "batch norm",
             Self::State => "state",
             Self::Digest => "digest",
+            Self::SyncBatchNorm => "synchronised batch norm",
         })
     }
 }

@@ -130,7 +130,7 @@ impl BatchNorm {
             Normalise::ByLive => by(&statistics.live, false),
             Normalise::ByBatch => by(&statistics.working, true),
             Normalise::OverRanks(ranks) => {
-                let layer = self.statistics.index();
+                let layer = self.statistics.index() as u32;
                 let Running { mean: running_mean, var: running_var } = &statistics.working;
                 let norm = Norm { layer, weight, bias, running_mean, running_var, momentum, eps };
                 over_ranks::batch_norm(x, &norm, ranks)

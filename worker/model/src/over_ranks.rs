@@ -19,9 +19,9 @@ use crate::pooling;
 /// Adds up numbers over the ranks.
 pub trait SumOverRanks: Send {
     /// Sums `numbers` elementwise over all ranks, in place and in a fixed order. All ranks make the same calls in
-    /// the same order; those of `layer` come once in each forward and once in each backward pass. `None`: it failed,
-    /// as will the pass; why is for the implementation to keep.
-    fn sum(&mut self, layer: usize, numbers: &mut [f64]) -> Option<()>;
+    /// the same order; `call` tells those of one forward and backward pass apart. `None`: it failed, as will the
+    /// pass; why is for the implementation to keep.
+    fn sum(&mut self, call: u32, numbers: &mut [f64]) -> Option<()>;
 }
 
 /// This rank's part in a forward pass over the batches of all ranks, and in its backward pass.
@@ -33,11 +33,11 @@ pub struct OverRanks {
 }
 
 impl OverRanks {
-    fn sum(&self, layer: usize, numbers: &mut [f64]) -> Option<()> {
+    fn sum(&self, call: u32, numbers: &mut [f64]) -> Option<()> {
         if !self.counts {
             numbers.fill(0.0);
         }
-        self.lock().sum(layer, numbers)
+        self.lock().sum(call, numbers)
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn SumOverRanks + 'static> {
@@ -47,7 +47,8 @@ impl OverRanks {
 
 /// A batch norm's own tensors, each [C], and numbers.
 pub struct Norm<'a> {
-    pub layer: usize,
+    /// Numbers the network's batch norms.
+    pub layer: u32,
     pub weight: &'a Tensor,
     pub bias: &'a Tensor,
     /// Moved, like PyTorch's, by all ranks alike.
@@ -92,7 +93,7 @@ impl Statistics {
         let (var, mean) = x.f_var_mean_correction(&OVER_VALUES[..], 0, false)?;
         let (mut mean, mut var) = (numbers::<f32>(&mean)?, numbers::<f32>(&var)?);
         let mut sums = pooling::moments(&mean, &var, (x.numel() / mean.len()) as u64);
-        ranks.sum(norm.layer, &mut sums).ok_or_else(failed)?;
+        ranks.sum(2 * norm.layer, &mut sums).ok_or_else(failed)?;
         pooling::pool(&sums, &mut mean, &mut var);
         let to_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(x.device());
         Ok(Self { mean: to_device(&mean)?, var: to_device(&var)?, eps: norm.eps, values: sums[0] })
@@ -121,7 +122,7 @@ impl Statistics {
         &self,
         gradient: &Tensor,
         x: &Tensor,
-        layer: usize,
+        layer: u32,
         ranks: &OverRanks,
     ) -> Result<Tensor, TchError> {
         let normalised = self.normalise(x, None, None)?;
@@ -129,7 +130,7 @@ impl Statistics {
         let along_one = per_channel(gradient)?;
         let along_x = per_channel(&gradient.f_mul(&normalised)?)?;
         let mut sums = numbers::<f64>(&Tensor::f_cat(&[along_one, along_x], 0)?)?;
-        ranks.sum(layer, &mut sums).ok_or_else(failed)?;
+        ranks.sum(2 * layer + 1, &mut sums).ok_or_else(failed)?;
         if !ranks.counts {
             return gradient.f_zeros_like();
         }
@@ -178,7 +179,7 @@ mod tests {
     }
 
     impl SumOverRanks for Member {
-        fn sum(&mut self, _layer: usize, numbers: &mut [f64]) -> Option<()> {
+        fn sum(&mut self, _call: u32, numbers: &mut [f64]) -> Option<()> {
             let Team { gathered, met } = &*self.team;
             gathered.lock().unwrap()[self.rank] = numbers.to_vec();
             met.wait();
@@ -288,9 +289,9 @@ mod tests {
     struct Broken;
 
     impl SumOverRanks for Broken {
-        fn sum(&mut self, _layer: usize, numbers: &mut [f64]) -> Option<()> {
-            // The first of forward goes through; backward's, of two numbers a channel, does not.
-            (numbers.len() as i64 == 1 + 2 * CHANNELS).then_some(())
+        fn sum(&mut self, call: u32, _numbers: &mut [f64]) -> Option<()> {
+            // Forward's goes through.
+            (call == 0).then_some(())
         }
     }
 

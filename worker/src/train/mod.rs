@@ -11,6 +11,7 @@ pub mod schedule;
 mod segment;
 mod step;
 mod sync;
+mod sync_norm;
 mod validate;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
+pub use sync_norm::SyncBatchNorm;
 
 /// Why the work of a generation, or of the whole run, can't go on.
 #[derive(Debug, Error)]
@@ -99,6 +101,8 @@ pub struct Trainer {
 pub struct Membership {
     pub generation: Generation,
     pub collective: Box<dyn Collective>,
+    /// Where batch norm is over the batches of all ranks.
+    pub batch_norm: Option<SyncBatchNorm>,
 }
 
 impl Membership {
@@ -125,6 +129,11 @@ impl Trainer {
 
     pub fn replica(&self) -> &Replica {
         &self.replica
+    }
+
+    /// Whether batch norm needs an exchange of its own.
+    pub fn synchronises_batch_norm(&self) -> bool {
+        self.job.model.sync_batch_norm
     }
 
     pub fn position(&self) -> Position {

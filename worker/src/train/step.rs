@@ -14,11 +14,10 @@ use musher_proto::{
     shard::scramble,
 };
 
-use tch::Tensor;
 use tracing::trace_span;
 
 use super::{
-    Membership, TrainError, Trainer,
+    Membership, SyncBatchNorm, TrainError, Trainer,
     data::DeviceBatch,
     exchange::{Buckets, overlapped},
     schedule::learning_rate,
@@ -42,6 +41,14 @@ struct ControlWord {
     nonce: f64,
     stop: f64,
     loss_sum: f64,
+}
+
+/// What all ranks do in a step whose batch norm is over all their batches: as many passes as the largest share
+/// needs.
+#[derive(Clone, Copy)]
+struct Together<'a> {
+    norm: &'a SyncBatchNorm,
+    largest_share: u64,
 }
 
 impl Trainer {
@@ -69,10 +76,19 @@ impl Trainer {
         self.replica.zero_gradients()?;
         let gradients = self.replica.bucket_gradients()?;
         let buckets = Buckets { step, gradients, compression: self.job.train.compress_gradients };
+        let together = member.batch_norm.as_ref().map(|norm| Together {
+            norm,
+            largest_share: samples.div_ceil(u64::from(member.collective.world())),
+        });
         let (loss_sum, local) = overlapped(member.collective.as_mut(), buckets, |launcher| {
-            let loss_sum = self.accumulate(batch, 1.0 / pixels, move |_| launcher.launch())?;
+            if let Some(Together { norm, .. }) = together {
+                norm.begin(step);
+            }
+            let ready = move |_| launcher.launch();
+            let loss_sum = self.accumulate(batch, 1.0 / pixels, together, ready)?;
             self.board.mark(Activity::WaitingForPeers);
-            Ok((loss_sum, started.elapsed()))
+            let waited = together.map_or(Duration::ZERO, |together| together.norm.waited());
+            Ok((loss_sum, started.elapsed().saturating_sub(waited)))
         })?;
         let nonce = nonce(member.generation, step);
         let mine = ControlWord { nonce, stop: f64::from(u8::from(stop)), loss_sum };
@@ -91,12 +107,15 @@ impl Trainer {
     /// Computes the gradient of two black images and forgets it: what is slow once is behind this replica
     /// before a team waits for it.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
-        let side = self.job.data.image_size as usize;
-        let (images, masks) = (vec![0; 2 * side * side * 3], vec![0; 2 * side * side / 4]);
-        let batch = Batch { key: 0, sample_ids: vec![0, 1], images, masks };
         self.replica.begin_step()?;
-        self.accumulate(&batch, 0.0, |_| ())?;
+        self.accumulate(&self.black(2), 0.0, None, |_| ())?;
         Ok(self.replica.zero_gradients()?)
+    }
+
+    fn black(&self, samples: usize) -> Batch {
+        let pixels = (self.job.data.image_size as usize).pow(2);
+        let (images, masks) = (vec![0; samples * pixels * 3], vec![0; samples * pixels / 4]);
+        Batch { key: 0, sample_ids: vec![0; samples], images, masks }
     }
 
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
@@ -106,35 +125,61 @@ impl Trainer {
         &mut self,
         batch: &Batch,
         scale: f64,
+        together: Option<Together>,
         ready: impl FnMut(usize) + Send + 'static,
     ) -> Result<f64, TrainError> {
-        let samples = batch.sample_ids.len() as i64;
-        if samples == 0 {
-            return Ok(0.0);
-        }
-        let on_device = DeviceBatch::new(batch, &self.job, self.replica.device())?;
-        let micro = match i64::from(self.job.train.micro_batch) {
-            0 => samples,
+        let share = batch.sample_ids.len() as u64;
+        let micro = match u64::from(self.job.train.micro_batch) {
+            0 => together.map_or(share, |together| together.largest_share).max(1),
             micro => micro,
         };
-        let last = (samples - 1) / micro * micro;
+        let passes = together.map_or(share, |together| together.largest_share).div_ceil(micro);
+        let own =
+            (share > 0).then(|| DeviceBatch::new(batch, &self.job, self.replica.device())).transpose()?;
+        let mut ready = Some(ready);
         let mut loss_sum = 0.0;
-        for start in (0..last).step_by(micro as usize) {
-            let (logits, masks) = self.forward(&on_device, start..start + micro)?;
-            let _span = trace_span!("backward").entered();
-            loss_sum += self.replica.backward_sum_loss(&logits, &masks, scale)?;
+        for pass in 0..passes {
+            let samples = share.min(pass * micro)..share.min((pass + 1) * micro);
+            let ready = ready.take_if(|_| pass + 1 == passes);
+            match &own {
+                Some(own) if !samples.is_empty() => {
+                    let part = own.slice(samples.start as i64, (samples.end - samples.start) as i64)?;
+                    loss_sum +=
+                        self.forward_backward(&part, scale, together.map(|t| (t.norm, true)), ready)?;
+                }
+                // Only together are there more passes than samples: one that counts for nothing.
+                _ => {
+                    let black = DeviceBatch::new(&self.black(1), &self.job, self.replica.device())?;
+                    self.forward_backward(&black, 0.0, together.map(|t| (t.norm, false)), ready)?;
+                }
+            }
         }
-        let (logits, masks) = self.forward(&on_device, last..samples)?;
-        let _span = trace_span!("backward").entered();
-        loss_sum += self.replica.backward_last(&logits, &masks, scale, ready)?;
         Ok(loss_sum)
     }
 
-    /// Logits and masks of these samples.
-    fn forward(&self, batch: &DeviceBatch, samples: Range<i64>) -> Result<(Tensor, Tensor), TrainError> {
-        let _span = trace_span!("forward").entered();
-        let part = batch.slice(samples.start, samples.end - samples.start)?;
-        Ok((self.replica.forward(&part.images, Mode::Train)?, part.masks))
+    /// Forward and backward; batch norm may be over the batches of all ranks, among which this one counts or not.
+    fn forward_backward(
+        &mut self,
+        batch: &DeviceBatch,
+        scale: f64,
+        over_ranks: Option<(&SyncBatchNorm, bool)>,
+        ready: Option<impl FnMut(usize) + Send + 'static>,
+    ) -> Result<f64, TrainError> {
+        let replica = &mut self.replica;
+        let compute = || {
+            let logits = trace_span!("forward").in_scope(|| match over_ranks {
+                None => replica.forward(&batch.images, Mode::Train),
+                Some((norm, counts)) => replica.forward_over_ranks(&batch.images, &norm.over_ranks(counts)),
+            })?;
+            trace_span!("backward").in_scope(|| match ready {
+                None => replica.backward_sum_loss(&logits, &batch.masks, scale),
+                Some(ready) => replica.backward_last(&logits, &batch.masks, scale, ready),
+            })
+        };
+        compute().map_err(|error| match over_ranks {
+            None => error.into(),
+            Some((norm, _)) => norm.reason(error.into()),
+        })
     }
 
     /// The step is complete on all ranks: it counts, and changes the parameters if its gradient is

@@ -33,10 +33,10 @@ impl Worker {
     }
 }
 
-struct Faulty {
-    inner: Box<dyn Collective>,
-    at: At,
-    fault: Fault,
+pub struct Faulty {
+    pub inner: Box<dyn Collective>,
+    pub at: At,
+    pub fault: Fault,
 }
 
 impl Faulty {

@@ -17,5 +17,6 @@ mod pause;
 mod reference;
 mod skipped;
 mod sync;
+mod sync_batch_norm;
 mod validation;
 mod world_size;
