@@ -269,6 +269,7 @@ impl Worker {
             received: waited.received,
             sent: waited.sent,
             closed: waited.closed,
+            batch_norm: waited.call.is_some_and(|call| call.phase == musher_collective::Phase::SyncBatchNorm),
         })
     }
 }
