@@ -3,9 +3,10 @@
 
     python tools/augment_reference.py dataset/tests/reference
 
-Needs numpy, opencv-python and Pillow. Rotation, flip and crop follow albumentations 1.3.0
+Needs numpy, opencv-python, Pillow and torch. Rotation, flip and crop follow albumentations 1.3.0
 (`Rotate`, `HorizontalFlip`, `RandomResizedCrop`), but joined into one map, so that each pixel is
-interpolated once: in float64 with NumPy, which is checked here against cv2.warpAffine.
+interpolated once: in float64 with NumPy, which is checked here against cv2.warpAffine and against
+PyTorch's grid_sample.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ import sys
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 WIDTH, HEIGHT, SIDE = 61, 47, 32
@@ -96,6 +98,24 @@ def check_against_opencv(image):
         assert gap.mean() < 0.8 and gap.max() < 8, (gap.mean(), gap.max())
 
 
+def check_against_grid_sample(image, mask):
+    """The functions above are PyTorch's batched affine `grid_sample`, reflected at the outermost centres."""
+    def grid_sample(source, x, y, mode):
+        grid = np.stack([2 * x / (WIDTH - 1) - 1, 2 * y / (HEIGHT - 1) - 1], axis=-1)
+        source = torch.from_numpy(source.astype(np.float64)).reshape(HEIGHT, WIDTH, -1).permute(2, 0, 1)
+        sampled = torch.nn.functional.grid_sample(
+            source[None], torch.from_numpy(grid)[None], mode=mode, padding_mode="reflection", align_corners=True
+        )
+        return sampled[0].permute(1, 2, 0).numpy()
+
+    for draw in DRAWS:
+        x, y = source_coordinates(draw, SIDE)
+        gap = np.abs(bilinear(image, x, y) - grid_sample(image, x, y, "bilinear"))
+        assert gap.max() < 1e-9, gap.max()
+        x, y = source_coordinates(draw, SIDE // 2)
+        assert (nearest(mask, x, y) == grid_sample(mask, x, y, "nearest")[..., 0]).all()
+
+
 def write_cmyk(file):
     """Orange on the left, blue on the right, in Adobe's inverted CMYK."""
     rgb = np.zeros((16, 32, 3), np.uint8)
@@ -109,6 +129,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     image, mask = test_image(), test_mask()
     check_against_opencv(image)
+    check_against_grid_sample(image, mask)
     write_cmyk(folder / "cmyk.jpg")
 
     blobs, cases = [image.tobytes(), mask.tobytes()], []

@@ -23,6 +23,8 @@ pub use cache::{CacheCounters, ImageCache};
 mod affine;
 pub use affine::Affine;
 
+pub mod grid;
+
 mod augment;
 pub use augment::{AugmentOptions, Crop, Draw};
 
@@ -31,8 +33,14 @@ pub mod resample;
 mod view;
 pub use view::{MaskResize, Transform, View, stretch};
 
+mod pipeline;
+pub use pipeline::BatchPlan;
+
 mod loader;
-pub use loader::{Batch, BatchPlan, Loader, LoaderOptions};
+pub use loader::{Batch, Loader, LoaderOptions};
+
+mod decoder;
+pub use decoder::{Decoded, Decoder, DecoderOptions};
 
 pub mod check;
 pub mod strip;

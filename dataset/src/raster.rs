@@ -54,6 +54,13 @@ impl<const C: usize> Raster<C> {
 }
 
 impl Pair {
+    /// Both in one raster of red, green, blue and class: four bytes a pixel, read at once.
+    pub fn interleaved(&self) -> Raster<4> {
+        let pixels = self.picture.pixels().iter().zip(&self.mask.data);
+        let data = pixels.flat_map(|(&[red, green, blue], &class)| [red, green, blue, class]).collect();
+        Raster::new(self.picture.width, self.picture.height, data)
+    }
+
     /// Memory that the decoded bytes take.
     pub fn bytes(&self) -> usize {
         self.picture.data.len() + self.mask.data.len()

@@ -1,11 +1,13 @@
 //! Reading a raster through an affine map. Bilinear as OpenCV's `resize` and `warpAffine`: pixel
 //! centres at halves, four neighbours, no antialias.
 //!
-//! Coordinates run along a row in 32.32 fixed point; the pixels whose neighbours all lie inside
-//! the source are found before the row is walked, so that the inner loop knows no border.
+//! Coordinates run along a row in a grid's fixed point; the pixels whose neighbours all lie inside
+//! the source are found before the row is walked, so that the inner loop knows no border. All of it
+//! is arithmetic in whole numbers, which tensors can do too, to the same bytes.
 
 use std::ops::Range;
 
+use crate::grid::{FRACTION_BITS, Fixed, Grid, ONE};
 use crate::{Affine, Mask, Raster};
 
 /// What lies outside of the source.
@@ -40,14 +42,12 @@ pub fn bilinear<const C: usize>(
         Rounding::Nearest => 1 << (2 * WEIGHT_BITS - 1),
         Rounding::Truncate => 0,
     };
-    // Half a pixel back to the neighbour's centre; half a weight's unit on, to round the weights.
-    let offset = -ONE / 2 + (1 << (FRACTION_BITS - WEIGHT_BITS - 1));
     let (width, height) = (source.width as usize, source.height as usize);
     let pixels = source.pixels();
-    let walk = Walk::new(map, side, offset);
+    let grid = Grid::new(map, side);
 
     for (j, row) in rows::<C>(side, out) {
-        let line = walk.line(j);
+        let line = Line::of(&grid, j, TO_NEIGHBOUR);
         let inside = line.inside(width - 1, height - 1, side as usize);
         let near_border = |row: &mut [[u8; C]], columns: Range<usize>| {
             for i in columns {
@@ -86,10 +86,10 @@ pub fn bilinear<const C: usize>(
 pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut [u8]) {
     let (width, height) = (source.width as usize, source.height as usize);
     let pixels = source.pixels();
-    let walk = Walk::new(map, side, 0);
+    let grid = Grid::new(map, side);
 
     for (j, row) in rows::<1>(side, out) {
-        let line = walk.line(j);
+        let line = Line::of(&grid, j, TO_PIXEL);
         let inside = line.inside(width, height, side as usize);
         let near_border = |row: &mut [[u8; 1]], columns: Range<usize>| {
             for i in columns {
@@ -110,17 +110,16 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
     }
 }
 
-/// Fixed point 32.32; sides of 2^14 leave ample room for what lies outside.
-type Fixed = i64;
-const FRACTION_BITS: u32 = 32;
-const ONE: Fixed = 1 << FRACTION_BITS;
-
 /// Of an interpolation weight, as in OpenCV's `resize`: two of them and a byte fit an i32.
-const WEIGHT_BITS: u32 = 11;
+pub const WEIGHT_BITS: u32 = 11;
 
-fn fixed(value: f64) -> Fixed {
-    (value * ONE as f64).round() as Fixed
-}
+/// From a place to the pixel that it lies in: more than what a grid's rounding adds up to on sides of 2^14, so
+/// that a centre on the line between two pixels belongs to the later one, whatever was rounded.
+pub const TO_PIXEL: Fixed = 1 << 16;
+
+/// From a place to its upper left neighbour: half a pixel back to that one's centre, and half a
+/// weight's unit on, to round the weights.
+pub const TO_NEIGHBOUR: Fixed = -ONE / 2 + (1 << (FRACTION_BITS - WEIGHT_BITS - 1));
 
 fn whole(value: Fixed) -> isize {
     (value >> FRACTION_BITS) as isize
@@ -176,33 +175,18 @@ impl Border {
     }
 }
 
-/// The source coordinates of all output pixels' centres.
-struct Walk<'a> {
-    map: &'a Affine,
-    pixel: f64,
-    offset: Fixed,
-    step: [Fixed; 2],
-}
-
-/// Those of one row: `start + i * step`.
+/// The source coordinates of one output row's centres: `start + i * step`.
 struct Line {
     start: [Fixed; 2],
     step: [Fixed; 2],
 }
 
-impl<'a> Walk<'a> {
-    fn new(map: &'a Affine, side: u32, offset: Fixed) -> Self {
-        let pixel = 1.0 / f64::from(side);
-        Self { map, pixel, offset, step: map.along_u.map(|along| fixed(along * pixel)) }
-    }
-
-    fn line(&self, j: u32) -> Line {
-        let start = self.map.at(0.5 * self.pixel, (f64::from(j) + 0.5) * self.pixel);
-        Line { start: start.map(|start| fixed(start) + self.offset), step: self.step }
-    }
-}
-
 impl Line {
+    fn of(grid: &Grid, j: u32, offset: Fixed) -> Self {
+        let start = [0, 1].map(|axis| grid.start[axis] + Fixed::from(j) * grid.down[axis] + offset);
+        Self { start, step: grid.across }
+    }
+
     fn at(&self, i: usize) -> (Fixed, Fixed) {
         let [x, y] = [0, 1].map(|axis| self.start[axis] + i as Fixed * self.step[axis]);
         (x, y)
@@ -263,6 +247,17 @@ mod tests {
         let map = Affine::stretch(4, 4);
         bilinear(&source, &map, Border::Replicate, Rounding::Nearest, 2, &mut out);
         assert_eq!(out, [25, 45, 105, 125]);
+    }
+
+    /// 22/7 of a pixel a step: no binary fraction, but every seventh centre is on a line, 11, 33 or 341 = 251 + 90.
+    #[test]
+    fn a_centre_on_a_line_belongs_to_the_later_pixel() {
+        let source = Mask::from_fn(352, 352, |x, y| [(x.max(y) % 251) as u8]);
+        let mut out = vec![0; 112 * 112];
+        nearest(&source, &Affine::stretch(352, 352), Border::Replicate, 112, &mut out);
+        for (i, expected) in [(3, 11), (10, 33), (108, 90)] {
+            assert_eq!([out[i], out[i * 112]], [expected; 2]);
+        }
     }
 
     proptest! {

@@ -44,19 +44,28 @@ impl View {
         self.mask_side() as usize * self.mask_side() as usize
     }
 
+    /// Where the output lies in a sample of that size.
+    pub fn map(&self, size: (u32, u32), epoch: u32, sample_id: u64) -> Affine {
+        match &self.transform {
+            Transform::Augment(options) => Draw::of(self.seed, epoch, sample_id, size, options).affine(size),
+            Transform::Stretch => Affine::stretch(size.0, size.1),
+        }
+    }
+
+    /// What is seen outside of the sample.
+    pub fn border(&self) -> Border {
+        match self.transform {
+            Transform::Augment(_) => Border::Reflect101,
+            Transform::Stretch => Border::Replicate,
+        }
+    }
+
     /// Writes the pair's image, [S, S, 3] u8, and its mask, [S/2, S/2] classes.
     ///
     /// # Panics
     /// If a buffer is not of that length.
     pub fn render(&self, pair: &Pair, epoch: u32, sample_id: u64, image: &mut [u8], mask: &mut [u8]) {
-        let size = pair.picture.size();
-        let (map, border) = match &self.transform {
-            Transform::Augment(options) => {
-                let draw = Draw::of(self.seed, epoch, sample_id, size, options);
-                (draw.affine(size), Border::Reflect101)
-            }
-            Transform::Stretch => (Affine::stretch(size.0, size.1), Border::Replicate),
-        };
+        let (map, border) = (self.map(pair.picture.size(), epoch, sample_id), self.border());
         bilinear(&pair.picture, &map, border, Rounding::Nearest, self.image_size, image);
         match (self.mask_resize, self.transform) {
             (MaskResize::Nearest, _) => nearest(&pair.mask, &map, border, self.mask_side(), mask),
@@ -77,7 +86,8 @@ impl View {
         bilinear(&full, &halve, Border::Replicate, Rounding::Truncate, self.mask_side(), mask);
     }
 
-    fn mask_side(&self) -> u32 {
+    /// The mask's side in pixels.
+    pub fn mask_side(&self) -> u32 {
         self.image_size / 2
     }
 }

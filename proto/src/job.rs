@@ -51,10 +51,27 @@ pub struct Data {
     pub image_size: u32,
     pub normalize: Normalize,
     pub mask_resize: MaskResize,
-    /// Memory for decoded images in MiB, per worker; 0: none.
+    /// Host memory for decoded images in MiB, per worker; 0: none.
     pub cache_mb: u64,
+    /// Where samples are augmented and resized; the bits are the same.
+    pub augment_on: AugmentOn,
+    /// Memory of the device for decoded images in MiB, where it augments; 0: none. What does not fit
+    /// stays in host memory, as far as `cache_mb` goes.
+    pub device_cache_mb: u64,
     /// Threads that decode and augment, per worker; 0: chosen from the cores at hand.
     pub loader_threads: u32,
+}
+
+/// Who augments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AugmentOn {
+    /// The device, unless that is the CPU.
+    Auto,
+    /// The loader's threads.
+    Cpu,
+    /// The device that trains, by operations on tensors, whichever it is.
+    Device,
 }
 
 /// How pixel values of 0..=255 become the network's input.
@@ -314,6 +331,8 @@ impl Default for Data {
             normalize: Normalize::Unit,
             mask_resize: MaskResize::Nearest,
             cache_mb: 4096,
+            augment_on: AugmentOn::Auto,
+            device_cache_mb: 4096,
             loader_threads: 0,
         }
     }
@@ -397,6 +416,11 @@ impl Default for Server {
             linger_s: 5.0,
         }
     }
+}
+
+/// Bytes of so many MiB, or all that can be counted.
+pub fn mebibytes(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(1 << 20)
 }
 
 fn local_path(place: &str) -> PathBuf {

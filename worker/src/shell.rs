@@ -13,7 +13,7 @@ use musher_dataset::{Dataset, DatasetError, ImageCache, Source as DataSource, Wa
 use musher_proto::{
     convert::Malformed,
     ids::Generation,
-    job::{Cluster, JobConfig},
+    job::{Cluster, JobConfig, mebibytes},
     message::{DataFacts, DataWarning, Failed, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
@@ -395,7 +395,7 @@ impl Shell {
             };
             let data = TrainingData {
                 dataset: Arc::new(dataset),
-                cache: Arc::new(ImageCache::new(job.data.cache_mb as usize * (1 << 20))),
+                cache: Arc::new(ImageCache::new(mebibytes(job.data.cache_mb))),
                 warnings: Arc::new(Warnings::new(warn)),
                 threads: loader_threads,
             };

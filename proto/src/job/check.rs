@@ -60,6 +60,8 @@ fn data(job: &JobConfig) -> Result<(), Problem> {
     local("data.root", &data.root)?;
     filled("data.train_split", &data.train_split, "a split file of the data set")?;
     filled("data.val_split", &data.val_split, "a split file of the data set")?;
+    memory("data.cache_mb", data.cache_mb)?;
+    memory("data.device_cache_mb", data.device_cache_mb)?;
     let size = data.image_size;
     require(size >= 32 && size.is_multiple_of(32), "data.image_size", || {
         format!(
@@ -217,6 +219,17 @@ fn at_least_one(key: &'static str, value: u32) -> Result<(), Problem> {
 fn not_negative(key: &'static str, value: f64, off: &str) -> Result<(), Problem> {
     require(value.is_finite() && value >= 0.0, key, || {
         format!("{value} is not a finite number of at least 0; {off}")
+    })
+}
+
+/// 16 TiB, which no machine has; more is bytes or KiB written for MiB.
+const MOST_MB: u64 = 1 << 24;
+
+fn memory(key: &'static str, mebibytes: u64) -> Result<(), Problem> {
+    require(mebibytes <= MOST_MB, key, || {
+        format!(
+            "{mebibytes} MiB is more memory than there is; the unit is MiB, so 4096 is 4 GiB, and 0 keeps nothing"
+        )
     })
 }
 

@@ -27,7 +27,7 @@ use musher_proto::{
 use tch::Device;
 use thiserror::Error;
 
-pub use data::TrainingData;
+pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
@@ -86,7 +86,7 @@ impl TrainError {
 /// A replica and what it needs to train.
 pub struct Trainer {
     job: Arc<JobConfig>,
-    data: TrainingData,
+    data: Feed,
     replica: Replica,
     /// The generation whose sync this replica's state completed last; 0: it holds nothing of the run.
     lineage: Generation,
@@ -124,6 +124,7 @@ impl Trainer {
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
         let replica = seeded_replica(&job, device)?;
+        let data = Feed::new(job.clone(), data, device)?;
         Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
     }
 

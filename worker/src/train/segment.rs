@@ -68,7 +68,7 @@ impl Trainer {
             epoch: order.epoch,
             cursor: order.cursor,
             end: order.end,
-            samples: self.data.dataset.train().samples.len() as u64,
+            samples: self.data.train_samples(),
             global_batch: u64::from(self.job.train.global_batch),
         };
         let (rank, world) = (member.rank(), member.world());
@@ -77,7 +77,7 @@ impl Trainer {
             epoch: order.epoch.0,
             sample_ids: shard.sample_ids,
         });
-        let mut loader = self.data.training(&self.job, plan);
+        let mut loader = self.data.training(plan)?;
         let mut paused = false;
         for shard in segment.steps(rank, world) {
             self.board.mark(Activity::WaitingForData);

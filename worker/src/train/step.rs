@@ -6,14 +6,14 @@ use std::{
 };
 
 use musher_collective::{Phase, Tag};
-use musher_dataset::Batch;
-use musher_model::Mode;
+use musher_model::{Mode, OverRanks};
 use musher_proto::{
     ids::{Generation, Step},
     message::Activity,
     shard::scramble,
 };
 
+use tch::Tensor;
 use tracing::trace_span;
 
 use super::{
@@ -58,7 +58,7 @@ impl Trainer {
     pub(super) fn step(
         &mut self,
         member: &mut Membership,
-        batch: &Batch,
+        batch: &DeviceBatch,
         positions: Range<u64>,
         stop: bool,
     ) -> Result<StepOutcome, TrainError> {
@@ -85,7 +85,11 @@ impl Trainer {
                 norm.begin(step);
             }
             let ready = move |_| launcher.launch();
-            let loss_sum = self.accumulate(batch, 1.0 / pixels, together, ready)?;
+            let loss_sum =
+                self.accumulate(batch, 1.0 / pixels, together, ready).map_err(|error| match together {
+                    Some(Together { norm, .. }) => norm.reason(error),
+                    None => error,
+                })?;
             self.board.mark(Activity::WaitingForPeers);
             let waited = together.map_or(Duration::ZERO, |together| together.norm.waited());
             Ok((loss_sum, started.elapsed().saturating_sub(waited)))
@@ -107,15 +111,10 @@ impl Trainer {
     /// Computes the gradient of two black images and forgets it: what is slow once is behind this replica
     /// before a team waits for it.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
+        let batch = self.data.input.black(2)?;
         self.replica.begin_step()?;
-        self.accumulate(&self.black(2), 0.0, None, |_| ())?;
+        self.accumulate(&batch, 0.0, None, |_| ())?;
         Ok(self.replica.zero_gradients()?)
-    }
-
-    fn black(&self, samples: usize) -> Batch {
-        let pixels = (self.job.data.image_size as usize).pow(2);
-        let (images, masks) = (vec![0; samples * pixels * 3], vec![0; samples * pixels / 4]);
-        Batch { key: 0, sample_ids: vec![0; samples], images, masks }
     }
 
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
@@ -123,7 +122,7 @@ impl Trainer {
     /// are.
     fn accumulate(
         &mut self,
-        batch: &Batch,
+        batch: &DeviceBatch,
         scale: f64,
         together: Option<Together>,
         ready: impl FnMut(usize) + Send + 'static,
@@ -134,51 +133,42 @@ impl Trainer {
             micro => micro,
         };
         let passes = together.map_or(share, |together| together.largest_share).div_ceil(micro);
-        let own =
-            (share > 0).then(|| DeviceBatch::new(batch, &self.job, self.replica.device())).transpose()?;
         let mut ready = Some(ready);
         let mut loss_sum = 0.0;
         for pass in 0..passes {
             let samples = share.min(pass * micro)..share.min((pass + 1) * micro);
             let ready = ready.take_if(|_| pass + 1 == passes);
-            match &own {
-                Some(own) if !samples.is_empty() => {
-                    let part = own.slice(samples.start as i64, (samples.end - samples.start) as i64)?;
-                    loss_sum +=
-                        self.forward_backward(&part, scale, together.map(|t| (t.norm, true)), ready)?;
-                }
+            if samples.is_empty() {
                 // Only together are there more passes than samples: one that counts for nothing.
-                _ => {
-                    let black = DeviceBatch::new(&self.black(1), &self.job, self.replica.device())?;
-                    self.forward_backward(&black, 0.0, together.map(|t| (t.norm, false)), ready)?;
-                }
+                let (images, masks) = self.data.input.black(1)?.slice(0, 1)?;
+                let over_ranks = together.map(|together| together.norm.over_ranks(false));
+                self.forward_backward(&images, &masks, 0.0, over_ranks, ready)?;
+            } else {
+                let (images, masks) =
+                    batch.slice(samples.start as i64, (samples.end - samples.start) as i64)?;
+                let over_ranks = together.map(|together| together.norm.over_ranks(true));
+                loss_sum += self.forward_backward(&images, &masks, scale, over_ranks, ready)?;
             }
         }
         Ok(loss_sum)
     }
 
-    /// Forward and backward; batch norm may be over the batches of all ranks, among which this one counts or not.
+    /// Forward and backward of images and masks; batch norm may be over the batches of all ranks.
     fn forward_backward(
         &mut self,
-        batch: &DeviceBatch,
+        images: &Tensor,
+        masks: &Tensor,
         scale: f64,
-        over_ranks: Option<(&SyncBatchNorm, bool)>,
+        over_ranks: Option<OverRanks>,
         ready: Option<impl FnMut(usize) + Send + 'static>,
-    ) -> Result<f64, TrainError> {
-        let replica = &mut self.replica;
-        let compute = || {
-            let logits = trace_span!("forward").in_scope(|| match over_ranks {
-                None => replica.forward(&batch.images, Mode::Train),
-                Some((norm, counts)) => replica.forward_over_ranks(&batch.images, &norm.over_ranks(counts)),
-            })?;
-            trace_span!("backward").in_scope(|| match ready {
-                None => replica.backward_sum_loss(&logits, &batch.masks, scale),
-                Some(ready) => replica.backward_last(&logits, &batch.masks, scale, ready),
-            })
-        };
-        compute().map_err(|error| match over_ranks {
-            None => error.into(),
-            Some((norm, _)) => norm.reason(error.into()),
+    ) -> Result<f64, musher_model::Error> {
+        let logits = trace_span!("forward").in_scope(|| match &over_ranks {
+            None => self.replica.forward(images, Mode::Train),
+            Some(ranks) => self.replica.forward_over_ranks(images, ranks),
+        })?;
+        trace_span!("backward").in_scope(|| match ready {
+            None => self.replica.backward_sum_loss(&logits, masks, scale),
+            Some(ready) => self.replica.backward_last(&logits, masks, scale, ready),
         })
     }
 
@@ -219,7 +209,7 @@ impl Trainer {
     }
 
     fn total_steps(&self) -> u64 {
-        let samples = self.data.dataset.train().samples.len() as u64;
+        let samples = self.data.train_samples();
         samples.div_ceil(u64::from(self.job.train.global_batch)) * u64::from(self.job.train.epochs)
     }
 }

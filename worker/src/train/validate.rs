@@ -2,21 +2,21 @@
 
 use std::collections::HashMap;
 
-use musher_dataset::{Batch, BatchPlan, Loader, strip};
+use musher_dataset::{BatchPlan, strip};
 use musher_model::{Mode, metrics};
 use musher_proto::{
     message::{Activity, Phase as WorkerPhase, UnitResult, Validate, Validated},
     shard::ValidationUnits,
 };
 
-use super::{Membership, TrainError, Trainer, data::DeviceBatch};
+use super::{Membership, TrainError, Trainer};
 
 impl Trainer {
     /// Evaluates this rank's share of the validation split.
     pub fn validate(&mut self, member: &Membership, order: Validate) -> Result<Validated, TrainError> {
         self.board.enter(WorkerPhase::Validating);
         let units = ValidationUnits {
-            samples: self.data.dataset.val().samples.len() as u64,
+            samples: self.data.val_samples(),
             unit: u64::from(self.job.train.global_batch),
         };
         let mine = units.of_rank(member.rank(), member.world());
@@ -25,12 +25,11 @@ impl Trainer {
             epoch: 0,
             sample_ids: units.positions(index).collect(),
         });
-        let mut loader = self.data.validation(&self.job, plan);
+        let mut batches = self.data.validation(plan)?;
         let mut results = Vec::new();
-        while let Some(batch) = self.next_unit(&mut loader)? {
-            let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
-            let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
-            let evaluation = metrics::evaluate(&logits, &on_device.masks)?;
+        while let Some(batch) = self.awaited(|| batches.next())? {
+            let logits = self.replica.forward(&batch.images, Mode::Eval)?;
+            let evaluation = metrics::evaluate(&logits, &batch.masks)?;
             results.push(UnitResult {
                 index: batch.key,
                 samples: batch.sample_ids.len() as u64,
@@ -50,23 +49,26 @@ impl Trainer {
         })
     }
 
-    fn next_unit(&self, loader: &mut Loader) -> Result<Option<Batch>, TrainError> {
+    /// What is waited for counts as data on its way, and not as work.
+    fn awaited<B, E>(&self, next: impl FnOnce() -> Option<Result<B, E>>) -> Result<Option<B>, TrainError>
+    where
+        TrainError: From<E>,
+    {
         self.board.mark(Activity::WaitingForData);
-        let batch = loader.next().transpose()?;
+        let batch = next().transpose()?;
         self.board.mark(Activity::Working);
         Ok(batch)
     }
 
     /// Images, truth and prediction of a few samples, spread over the split and always the same.
     fn picture(&mut self, wanted: u64) -> Result<Vec<u8>, TrainError> {
-        let available = self.data.dataset.val().samples.len() as u64;
+        let available = self.data.val_samples();
         let rows = wanted.min(available);
         let sample_ids = (0..rows).map(|row| row * available / rows).collect();
         let plan = [BatchPlan { key: 0, epoch: 0, sample_ids }];
-        let mut loader = self.data.validation(&self.job, plan.into_iter());
-        let Some(batch) = self.next_unit(&mut loader)? else { return Ok(Vec::new()) };
-        let on_device = DeviceBatch::new(&batch, &self.job, self.replica.device())?;
-        let logits = self.replica.forward(&on_device.images, Mode::Eval)?;
+        let mut loader = self.data.pictures(plan.into_iter());
+        let Some(batch) = self.awaited(|| loader.next())? else { return Ok(Vec::new()) };
+        let logits = self.replica.forward(&self.data.input.of_bytes(&batch)?.images, Mode::Eval)?;
         let predicted =
             Vec::<u8>::try_from(metrics::argmax(&logits)?.f_flatten(0, -1)?.f_to_device(tch::Device::Cpu)?)?;
         let side = self.job.data.image_size as usize;

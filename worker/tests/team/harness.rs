@@ -12,7 +12,7 @@ use std::{
 
 use musher_collective::{Aborter, Collective, Purpose, RingListener, RingSpec, Secret};
 use musher_dataset::{
-    Dataset, ImageCache, Warnings,
+    DataWarning, Dataset, ImageCache, Warnings,
     synth::{self, SynthOptions},
 };
 use musher_proto::{
@@ -98,10 +98,15 @@ impl Pets {
     }
 
     fn training_data(&self) -> TrainingData {
+        self.warning_data(|_| {})
+    }
+
+    /// As all teams have, with its warnings told.
+    pub fn warning_data(&self, sink: impl Fn(DataWarning) + Send + Sync + 'static) -> TrainingData {
         TrainingData {
             dataset: self.dataset.clone(),
             cache: self.cache.clone(),
-            warnings: Arc::new(Warnings::new(|_| {})),
+            warnings: Arc::new(Warnings::new(sink)),
             threads: 1,
         }
     }

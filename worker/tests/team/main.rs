@@ -10,6 +10,7 @@ mod start;
 
 mod agreement;
 mod compression;
+mod device_data;
 mod loss_of_a_peer;
 mod marks;
 mod overlap;

@@ -1,6 +1,6 @@
 //! The C face of `shim.cpp`, and its errors.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use torch_sys::C_tensor;
 
@@ -40,6 +40,14 @@ unsafe extern "C" {
         call: extern "C" fn(*mut c_void) -> bool,
         drop: extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+
+    pub(crate) fn torch_ext_side_stream(cuda_index: c_int, id: *mut i64) -> *mut c_char;
+    pub(crate) fn torch_ext_enter_stream(cuda_index: c_int, id: i64) -> *mut c_char;
+    pub(crate) fn torch_ext_mark(cuda_index: c_int, mark: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn torch_ext_wait_for(mark: *mut c_void) -> *mut c_char;
+    pub(crate) fn torch_ext_drop_mark(mark: *mut c_void);
+    pub(crate) fn torch_ext_used_here(tensor: *mut C_tensor) -> *mut c_char;
+    pub(crate) fn torch_ext_pin(tensor: *mut C_tensor) -> *mut c_char;
 }
 
 /// Turns the shim's message, which must be fresh from one of its functions, into a result.

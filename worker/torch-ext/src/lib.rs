@@ -1,5 +1,6 @@
 //! What Musher needs of libtorch and tch does not bind: fused Adam on flat buffers, gradients that are views,
-//! hooks on gradients on their way and after their accumulation, and a tensor's host memory as a slice.
+//! hooks on gradients on their way and after their accumulation, a tensor's host memory as a slice, and streams beside
+//! the main one.
 //!
 //! The only package with `unsafe`; it owns no training logic. Every C++ exception comes back as an [`Error`].
 //!
@@ -11,8 +12,10 @@ mod adam;
 mod autograd;
 mod ffi;
 mod host;
+mod stream;
 
 pub use adam::{AdamStep, fused_adam};
 pub use autograd::{on_gradient, on_gradient_accumulated, set_grad};
 pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
+pub use stream::{Mark, SideStream, pin};

@@ -2,7 +2,9 @@
 // No exception leaves this file towards Rust.
 
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -41,6 +43,8 @@ struct RustHook final : torch::autograd::PostAccumulateGradHook {
     if (!call(context)) throw std::runtime_error("a gradient hook panicked");
   }
 };
+
+c10::Device cuda(int index) { return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)); }
 
 } // namespace
 
@@ -91,6 +95,44 @@ char *torch_ext_on_gradient_accumulated(at::Tensor *param, void *context, bool (
     TORCH_CHECK(param->is_leaf() && param->requires_grad(), "only a leaf that requires a gradient accumulates one");
     torch::autograd::impl::set_post_acc_grad_hooks(*param, std::move(hook));
   });
+}
+
+// Streams and events by the interface that every device implements, so that nothing of CUDA is linked.
+
+char *torch_ext_side_stream(int cuda_index, int64_t *id) {
+  return guarded([&] { *id = c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(cuda(cuda_index)).id(); });
+}
+
+char *torch_ext_enter_stream(int cuda_index, int64_t id) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl(c10::kCUDA).exchangeStream(c10::Stream(c10::Stream::UNSAFE, cuda(cuda_index), id));
+  });
+}
+
+char *torch_ext_mark(int cuda_index, c10::Event **mark) {
+  return guarded([&] {
+    auto event = std::make_unique<c10::Event>(c10::kCUDA);
+    event->record(c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(cuda(cuda_index)));
+    *mark = event.release();
+  });
+}
+
+char *torch_ext_wait_for(c10::Event *mark) {
+  return guarded([&] { mark->block(c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(mark->device())); });
+}
+
+void torch_ext_drop_mark(c10::Event *mark) { delete mark; }
+
+// The allocator gives the memory to nobody else before what this thread's stream has been given so far is done.
+char *torch_ext_used_here(at::Tensor *tensor) {
+  return guarded([&] {
+    auto device = tensor->device();
+    tensor->record_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  });
+}
+
+char *torch_ext_pin(at::Tensor *tensor) {
+  return guarded([&] { *tensor = tensor->pin_memory(); });
 }
 
 } // extern "C"

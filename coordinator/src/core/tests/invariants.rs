@@ -15,10 +15,11 @@ use crate::core::{Action, Commit, Fences, RunEvent};
 pub struct Ledger {
     newest: Generation,
     judged: BTreeMap<Epoch, Step>,
-    /// The last epoch that was judged before each checkpoint.
-    judged_before: BTreeMap<CheckpointId, Epoch>,
-    /// What the generation that forms starts from.
-    start: Option<Start>,
+    /// Each checkpoint's step, and the last epoch that was judged before it.
+    checkpoints: BTreeMap<CheckpointId, (Step, Epoch)>,
+    /// A generation that was to start from it was ordered since the last one was formed: some of its members
+    /// may hold that state, and hand it on to the next.
+    rolled_back_to: Option<CheckpointId>,
     announced: BTreeMap<Epoch, Step>,
 }
 
@@ -27,14 +28,14 @@ impl Ledger {
         match action {
             Action::Send { message, .. } => {
                 self.invariant_one_generation_is_live_and_generations_grow(message);
-                if let ToWorker::Form(form) = &message.body {
-                    self.start = Some(form.start.clone());
+                if let ToWorker::Form(Form { start: Start::Checkpoint(id), .. }) = &message.body {
+                    self.rolled_back_to = Some(id.clone());
                 }
                 invariant_fences_are_on_disk_before_they_are_sent(message, disk);
             }
             Action::CommitCheckpoint(commit) => {
-                let judged = commit.progress.early_stopping.judged;
-                self.judged_before.insert(commit.checkpoint.clone(), judged);
+                let (step, judged) = (commit.position.applied, commit.progress.early_stopping.judged);
+                self.checkpoints.insert(commit.checkpoint.clone(), (step, judged));
             }
             Action::Persist(state) => {
                 let fences = state.fences;
@@ -52,9 +53,11 @@ impl Ledger {
             // What was lost with its last holder may happen again.
             RunEvent::GenerationFormed { applied, .. } => {
                 self.judged.retain(|_, step| *step <= *applied);
-                if let Some(Start::Checkpoint(id)) = &self.start {
-                    let judged = self.judged_before.get(id).copied().unwrap_or_default();
-                    self.judged.retain(|epoch, _| *epoch <= judged);
+                if let Some(id) = self.rolled_back_to.take()
+                    && let Some((step, judged)) = self.checkpoints.get(&id)
+                    && step == applied
+                {
+                    self.judged.retain(|epoch, _| epoch <= judged);
                 }
                 self.announced.retain(|_, step| *step <= *applied);
             }

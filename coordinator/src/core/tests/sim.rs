@@ -327,7 +327,11 @@ impl Sim {
             return;
         }
         let workers = std::mem::take(&mut self.workers);
-        self.away.extend(workers.into_values().filter(|worker| worker.connected && !worker.closed));
+        self.away.extend(
+            workers
+                .into_values()
+                .filter(|worker| worker.connected && !worker.closed && worker.finish.is_none()),
+        );
         self.store.clear();
         self.open.clear();
         let origin = Origin {
@@ -519,7 +523,10 @@ impl Sim {
     }
 
     pub fn session_of(&self, name: &str) -> Option<Session> {
-        self.workers.iter().find(|(_, w)| w.name == name && w.connected && !w.closed).map(|(&s, _)| s)
+        self.workers
+            .iter()
+            .find(|(_, w)| w.name == name && w.connected && !w.closed && w.finish.is_none())
+            .map(|(&s, _)| s)
     }
 
     pub fn live_generation(&self) -> Generation {
