@@ -315,15 +315,15 @@ impl From<wire::AtWork> for domain::AtWork {
 
 impl From<domain::Waited> for wire::Waited {
     fn from(m: domain::Waited) -> Self {
-        let domain::Waited { peer, step, phase, ms, received, sent, closed } = m;
-        Self { peer: peer.0, step: step.0, phase, ms, received, sent, closed }
+        let domain::Waited { peer, step, phase, ms, received, sent, closed, batch_norm } = m;
+        Self { peer: peer.0, step: step.0, phase, ms, received, sent, closed, batch_norm }
     }
 }
 
 impl From<wire::Waited> for domain::Waited {
     fn from(m: wire::Waited) -> Self {
-        let wire::Waited { peer, step, phase, ms, received, sent, closed } = m;
-        Self { peer: Rank(peer), step: Step(step), phase, ms, received, sent, closed }
+        let wire::Waited { peer, step, phase, ms, received, sent, closed, batch_norm } = m;
+        Self { peer: Rank(peer), step: Step(step), phase, ms, received, sent, closed, batch_norm }
     }
 }
 
@@ -504,6 +504,7 @@ mod tests {
                     received: 1 << 40,
                     sent: 1 << 41,
                     closed: true,
+                    batch_norm: true,
                 }),
             }),
             FromWorker::DataWarning(domain::DataWarning { file: "a.jpg".into(), problem: "is a PNG".into() }),

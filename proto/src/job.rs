@@ -155,6 +155,9 @@ pub struct Train {
     /// Gradients are scaled down to this global L2 norm; 0: off.
     pub clip_norm: f64,
     pub precision: Precision,
+    /// MiB of gradients that are summed over the ranks at a time, while the rest are computed; above 0.
+    pub bucket_mb: f64,
+    pub compress_gradients: Compression,
 }
 
 /// The learning rate over a run.
@@ -171,6 +174,16 @@ pub enum Schedule {
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     Fp32,
+    Bf16,
+}
+
+/// How gradients travel to be summed over the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// In fp32.
+    None,
+    /// Rounded, in half the bytes.
     Bf16,
 }
 
@@ -355,6 +368,8 @@ impl Default for Train {
             schedule: Schedule::Constant,
             clip_norm: 0.0,
             precision: Precision::Fp32,
+            bucket_mb: 25.0,
+            compress_gradients: Compression::None,
         }
     }
 }

@@ -242,6 +242,8 @@ pub struct Waited {
     pub sent: u64,
     /// The neighbour ended the connection: it has left, or is gone.
     pub closed: bool,
+    /// In the ring of synchronised batch norm. Its bytes do not compare with those of the other.
+    pub batch_norm: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

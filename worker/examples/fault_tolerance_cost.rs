@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, Collective, Phase, RingListener, RingSpec, Secret, Tag};
+use musher_collective::{Aborter, Collective, Phase, Purpose, RingListener, RingSpec, Secret, Tag};
 use musher_model::{Mode, ModelOptions, Replica};
 use musher_proto::{ids::Step, message::Activity};
 use musher_worker::train::{Position, ProgressBoard};
@@ -47,6 +47,7 @@ fn main() -> Result<(), Failure> {
             .map(|(rank, listener)| {
                 let spec = RingSpec {
                     generation: 1,
+                    purpose: Purpose::Steps,
                     rank: rank as u32,
                     addresses: addresses.clone(),
                     secret: Secret([7; 32]),

@@ -6,6 +6,7 @@ mod connection;
 mod device;
 mod node;
 mod shell;
+pub mod trace;
 pub mod train;
 mod trainer;
 mod transfer;

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, CollectiveError, RingListener, RingSpec, Secret};
+use musher_collective::{Aborter, CollectiveError, Purpose, RingListener, RingSpec, Secret};
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Term},
     job::JobConfig,
@@ -25,7 +25,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
 use crate::train::{
-    Membership, ProgressBoard, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData,
+    Membership, ProgressBoard, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer, TrainingData,
 };
 
 /// A command with what the shell adds to it.
@@ -226,13 +226,22 @@ impl Worker {
             .collect::<Result<_, _>>()?;
         let spec = RingSpec {
             generation: generation.0,
+            purpose: Purpose::Steps,
             rank: form.rank.0,
             addresses,
             secret: Secret(form.secret),
             patience: self.patience,
         };
-        let ring = self.listener.form(&spec, Instant::now() + self.step_timeout, aborter)?;
-        Ok(Membership { generation, collective: Box::new(ring) })
+        let deadline = Instant::now() + self.step_timeout;
+        let collective = Box::new(self.listener.form(&spec, deadline, aborter)?);
+        let batch_norm = if self.trainer.synchronises_batch_norm() {
+            let spec = RingSpec { purpose: Purpose::BatchNorm, ..spec };
+            let ring = self.listener.form(&spec, deadline, aborter)?;
+            Some(SyncBatchNorm::new(Box::new(ring), self.trainer.board.clone()))
+        } else {
+            None
+        };
+        Ok(Membership { generation, collective, batch_norm })
     }
 
     /// The generation is over for this worker, or the worker itself is.
@@ -261,6 +270,7 @@ impl Worker {
             received: waited.received,
             sent: waited.sent,
             closed: waited.closed,
+            batch_norm: waited.call.is_some_and(|call| call.phase == musher_collective::Phase::SyncBatchNorm),
         })
     }
 }

@@ -17,9 +17,10 @@ const NAMES: u32 = 1;
 /// The rank to put out; `None` without evidence. Of equals the highest goes, but for the first of `holders`,
 /// who hold the newest state: one that alone does must not be lost, and is never put out.
 pub fn verdict(testimony: &[(Rank, Waited)], world: u32, holders: &[Rank]) -> Option<Rank> {
-    let mut points = ends_of_cut_links(testimony, world);
+    let testimony = of_one_ring(testimony);
+    let mut points = ends_of_cut_links(&testimony, world);
     if points.is_empty() {
-        points = named_by_the_starved(testimony);
+        points = named_by_the_starved(&testimony);
     }
     if let [sole] = holders {
         points.remove(sole);
@@ -29,6 +30,13 @@ pub fn verdict(testimony: &[(Rank, Waited)], world: u32, holders: &[Rank]) -> Op
         .into_iter()
         .max_by_key(|&(rank, points)| (points, Some(&rank) != spared, rank))
         .map(|(rank, _)| rank)
+}
+
+/// From the ring in which more of them waited: each counts its own bytes.
+fn of_one_ring(testimony: &[(Rank, Waited)]) -> Vec<(Rank, Waited)> {
+    let (batch_norm, steps): (Vec<_>, Vec<_>) =
+        testimony.iter().cloned().partition(|(_, waited)| waited.batch_norm);
+    if batch_norm.len() > steps.len() { batch_norm } else { steps }
 }
 
 fn ends_of_cut_links(testimony: &[(Rank, Waited)], world: u32) -> BTreeMap<Rank, u32> {
@@ -66,11 +74,9 @@ mod tests {
     }
 
     fn names(rank: u32, peer: u32, received: u64) -> (Rank, Waited) {
-        let phase = "gradients".into();
-        (
-            Rank(rank),
-            Waited { peer: Rank(peer), step: Step(1), phase, ms: 1, received, sent: 0, closed: false },
-        )
+        let (peer, step, phase) = (Rank(peer), Step(1), "gradients".into());
+        let waited = Waited { peer, step, phase, ms: 1, received, sent: 0, closed: false, batch_norm: false };
+        (Rank(rank), waited)
     }
 
     /// Rank, what it received, what it sent.
@@ -94,6 +100,19 @@ mod tests {
             ];
             assert_eq!(verdict(&seen, 4, &holders(1)), Some(Rank(2)), "one link, and rank 1 is spared");
         }
+    }
+
+    /// Rank 3 was done with batch norm's sums, and has its bytes from the other ring.
+    #[test]
+    fn bytes_of_different_rings_are_not_compared() {
+        let of_batch_norm = |(rank, waited)| (rank, Waited { batch_norm: true, ..waited });
+        let seen = [carried(0, 4, 6), carried(1, 6, 6), carried(2, 3, 4)].map(of_batch_norm);
+        let seen = [&seen[..], &[carried(3, 1_000, 1_000)]].concat();
+        assert_eq!(
+            verdict(&seen, 4, &holders(0)),
+            Some(Rank(2)),
+            "the link from 1 to 2 is cut, not that from 3"
+        );
     }
 
     #[test]

@@ -97,14 +97,9 @@ fn model(job: &JobConfig) -> Result<(), Problem> {
             instead: "\"\" to train from scratch",
         });
     }
-    if model.sync_batch_norm {
-        return Err(Problem::NotAvailable {
-            key: "model.sync_batch_norm",
-            what: "synchronised batch norm".into(),
-            instead: "false, or model.freeze_batch_norm = true for results that do not depend on the world size",
-        });
-    }
-    Ok(())
+    require(!(model.sync_batch_norm && model.freeze_batch_norm), "model.sync_batch_norm", || {
+        "model.freeze_batch_norm = true leaves no statistics to synchronise; use one of the two".into()
+    })
 }
 
 fn train(job: &JobConfig) -> Result<(), Problem> {
@@ -123,6 +118,10 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
         format!("{rate} is not a finite number above 0; 0.001 is the default")
     })?;
     not_negative("train.clip_norm", train.clip_norm, "use 0 for no clipping")?;
+    let bucket = train.bucket_mb;
+    require(0.0 < bucket && bucket <= LARGEST_BUCKET_MB, "train.bucket_mb", || {
+        format!("{bucket} is not above 0 and at most {LARGEST_BUCKET_MB}; 25 is the default")
+    })?;
     match train.precision {
         Precision::Fp32 => Ok(()),
         Precision::Bf16 => {
@@ -130,6 +129,9 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
         }
     }
 }
+
+/// More than the gradients of any network here.
+const LARGEST_BUCKET_MB: f64 = 65536.0;
 
 /// One value per channel has no variance: the running statistics would become NaN. At 32 pixels the
 /// coarsest map is one pixel, and any rank's share may be one sample.

@@ -89,6 +89,11 @@ fn a_choice_names_its_alternatives() {
         job("[train]\nschedule = \"linear\""),
         "`train.schedule` in job.toml line 2: unknown variant `linear`, expected `constant` or `cosine`",
     );
+    assert_eq!(set("train.compress_gradients=bf16").unwrap().train.compress_gradients, Compression::Bf16);
+    refused(
+        set("train.compress_gradients=fp8"),
+        "`train.compress_gradients` in --set: unknown variant `fp8`, expected `none` or `bf16`",
+    );
     refused(
         set("server.grpc=localhost"),
         "`server.grpc` in --set: \"localhost\" is not an address; write an IP address and a port, \
@@ -169,6 +174,8 @@ fn values_out_of_range_are_refused() {
         "train.learning_rate=0",
         "train.learning_rate=inf",
         "train.clip_norm=-1",
+        "train.bucket_mb=0",
+        "train.bucket_mb=inf",
         "early_stopping.patience=0",
         "early_stopping.min_delta=-0.1",
         "cluster.min_workers=0",
@@ -193,6 +200,8 @@ fn values_out_of_range_are_refused() {
     assert!(job(tiny).is_err());
     assert!(load(tiny, "j", &["model.freeze_batch_norm=true".into()]).is_ok());
     assert!(set("server.grpc=0.0.0.0:0").is_ok());
+    assert!(set("model.sync_batch_norm=true").is_ok());
+    assert!(job("[model]\nsync_batch_norm = true\nfreeze_batch_norm = true").is_err());
 }
 
 #[test]
@@ -202,7 +211,6 @@ fn choices_of_later_versions_are_refused_not_ignored() {
         "`train.precision` in job.toml line 2: bf16 is not available in this version; use \"fp32\"",
     );
     let later = [
-        "model.sync_batch_norm=true",
         "model.pretrained=w.safetensors",
         "data.root=s3://b/pets",
         "checkpoint.store=gs://b/c",

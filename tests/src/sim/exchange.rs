@@ -329,6 +329,7 @@ impl World {
             // The kernel takes it, whatever the link does.
             sent: if connecting { 0 } else { sent },
             closed: matches!(error, CallError::PeerClosed(_)),
+            batch_norm: false,
         })
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, Collective, Phase, Ring, RingListener, RingSpec, Secret, Tag};
+use musher_collective::{Aborter, Collective, Phase, Purpose, Ring, RingListener, RingSpec, Secret, Tag};
 
 const ROUNDS: u64 = 20;
 
@@ -65,6 +65,7 @@ fn member(args: &[String]) -> Result<(), Box<dyn Error>> {
     std::io::stdin().read_line(&mut roster)?;
     let spec = RingSpec {
         generation: 1,
+        purpose: Purpose::Steps,
         rank,
         addresses: roster.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?,
         secret: Secret([7; 32]),

@@ -36,6 +36,7 @@ pub struct RingListener {
 #[derive(Clone, Debug)]
 pub struct RingSpec {
     pub generation: u64,
+    pub purpose: Purpose,
     pub rank: u32,
     /// Where the ranks listen, in their order.
     pub addresses: Vec<SocketAddr>,
@@ -43,6 +44,16 @@ pub struct RingSpec {
     /// How long a call waits without any progress before it fails by itself. Ample: who holds the team up
     /// is better judged from outside, sooner, and made known by an abort.
     pub patience: Duration,
+}
+
+/// Which of its generation's rings: they join the same ranks, and each has an order of calls of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// What steps sum, and what passes between two steps.
+    Steps,
+    /// What batch norm sums in the midst of forward and backward.
+    BatchNorm,
 }
 
 /// A generation's shared secret; `Debug` does not show it.

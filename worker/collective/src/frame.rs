@@ -25,6 +25,7 @@ pub struct Frame {
 pub enum Operation {
     AllReduceF32,
     AllReduceF64,
+    AllReduceBf16,
     Broadcast { root: u32 },
 }
 
@@ -35,6 +36,7 @@ impl Frame {
             Operation::AllReduceF32 => (0, 0),
             Operation::AllReduceF64 => (1, 0),
             Operation::Broadcast { root } => (2, root),
+            Operation::AllReduceBf16 => (3, 0),
         };
         Self {
             generation,
@@ -91,6 +93,7 @@ impl fmt::Display for Frame {
             0 => write!(f, "all-reduce of f32")?,
             1 => write!(f, "all-reduce of f64")?,
             2 => write!(f, "broadcast from rank {}", self.root)?,
+            3 => write!(f, "all-reduce of bf16")?,
             other => write!(f, "unknown operation {other}")?,
         }
         write!(f, " (generation {}, step {}, ", self.generation, self.step)?;

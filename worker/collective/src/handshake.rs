@@ -16,6 +16,8 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::Purpose;
+
 const MAGIC: [u8; 8] = *b"MUSHRNG1";
 
 pub(crate) const HELLO_BYTES: usize = 64;
@@ -40,10 +42,11 @@ pub(crate) struct Introduction {
     pub world: u32,
     pub from: u32,
     pub to: u32,
+    pub purpose: Purpose,
 }
 
 impl Introduction {
-    /// The first message; the last four bytes before the nonce are zero.
+    /// The first message.
     pub fn hello(&self, nonce: &Nonce) -> [u8; HELLO_BYTES] {
         let mut hello = [0; HELLO_BYTES];
         hello[..8].copy_from_slice(&MAGIC);
@@ -51,6 +54,7 @@ impl Introduction {
         hello[16..20].copy_from_slice(&self.world.to_le_bytes());
         hello[20..24].copy_from_slice(&self.from.to_le_bytes());
         hello[24..28].copy_from_slice(&self.to.to_le_bytes());
+        hello[28..32].copy_from_slice(&(self.purpose as u32).to_le_bytes());
         hello[32..].copy_from_slice(nonce);
         hello
     }
@@ -95,7 +99,8 @@ impl Proofs {
 mod tests {
     use super::*;
 
-    const PAIR: Introduction = Introduction { generation: 5, world: 3, from: 2, to: 0 };
+    const PAIR: Introduction =
+        Introduction { generation: 5, world: 3, from: 2, to: 0, purpose: Purpose::Steps };
 
     #[test]
     fn a_hello_matches_its_own_pair_only() {
@@ -105,6 +110,7 @@ mod tests {
         assert!(!Introduction { world: 4, ..PAIR }.matches(&hello));
         assert!(!Introduction { from: 1, ..PAIR }.matches(&hello));
         assert!(!Introduction { to: 1, ..PAIR }.matches(&hello));
+        assert!(!Introduction { purpose: Purpose::BatchNorm, ..PAIR }.matches(&hello));
         assert!(!PAIR.matches(&[0; HELLO_BYTES]));
     }
 

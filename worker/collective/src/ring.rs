@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},
+    mem,
     net::{Shutdown, TcpStream},
     ops::AddAssign,
     sync::Arc,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use bytemuck::Pod;
+use half::{bf16, slice::HalfFloatSliceExt};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -44,6 +46,8 @@ pub struct Ring {
     /// The frame that is being received, until it is added to the data. 64-bit words, because its
     /// bytes are read as floats.
     received: Vec<u64>,
+    /// What travels of a call in bf16.
+    rounded: Vec<bf16>,
     failure: Option<CollectiveError>,
 }
 
@@ -87,6 +91,16 @@ impl Collective for Ring {
         self.call(tag, Operation::AllReduceF32, bytemuck::cast_slice_mut(data))
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let mut rounded = mem::take(&mut self.rounded);
+        rounded.resize(data.len(), bf16::ZERO);
+        rounded.convert_from_f32_slice(data);
+        let result = self.call(tag, Operation::AllReduceBf16, bytemuck::cast_slice_mut(&mut rounded));
+        rounded.convert_to_f32_slice(data);
+        self.rounded = rounded;
+        result
+    }
+
     fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
         self.call(tag, Operation::AllReduceF64, bytemuck::cast_slice_mut(data))
     }
@@ -114,7 +128,8 @@ impl Ring {
             aborter.attach(link);
         }
         let received = vec![0; FRAME_BYTES / size_of::<u64>()];
-        Self { membership, links, aborter, meter: Meter::new(), received, failure: None }
+        let rounded = Vec::new();
+        Self { membership, links, aborter, meter: Meter::new(), received, rounded, failure: None }
     }
 
     /// Remembers the first failure, and closes the connections on it, so that the neighbours do not
@@ -282,6 +297,7 @@ fn schedule(member: &Membership, operation: Operation, bytes: usize) -> Schedule
     match operation {
         Operation::AllReduceF32 => all_reduce(size_of::<f32>()),
         Operation::AllReduceF64 => all_reduce(size_of::<f64>()),
+        Operation::AllReduceBf16 => all_reduce(size_of::<bf16>()),
         Operation::Broadcast { root } => Schedule::broadcast(member.rank, member.world, root, shape(1)),
     }
 }
@@ -293,6 +309,7 @@ fn adder(operation: Operation) -> Add {
     match operation {
         Operation::AllReduceF32 => add::<f32>,
         Operation::AllReduceF64 => add::<f64>,
+        Operation::AllReduceBf16 => add_bf16,
         // Its schedule has no round that adds.
         Operation::Broadcast { .. } => |_, _| {},
     }
@@ -303,6 +320,14 @@ fn add<T: Pod + AddAssign>(sums: &mut [u8], terms: &[u8]) {
     let terms: &[T] = bytemuck::cast_slice(terms);
     for (sum, term) in sums.iter_mut().zip(terms) {
         *sum += *term;
+    }
+}
+
+fn add_bf16(sums: &mut [u8], terms: &[u8]) {
+    let sums: &mut [bf16] = bytemuck::cast_slice_mut(sums);
+    let terms: &[bf16] = bytemuck::cast_slice(terms);
+    for (sum, term) in sums.iter_mut().zip(terms) {
+        *sum = bf16::from_f32(sum.to_f32() + term.to_f32());
     }
 }
 

@@ -65,6 +65,65 @@ fn all_ranks_hold_identical_bits_and_a_repeat_gives_them_again() {
     }
 }
 
+/// Unit roundoff of bf16.
+const ROUNDOFF: f64 = 1.0 / 256.0;
+
+fn reduce_bf16(rings: &mut [Ring], length: usize, seed: u64) -> Vec<Vec<f32>> {
+    each(rings, |ring| {
+        let mut data: Vec<f32> = (0..length).map(|i| value(seed, ring.rank(), i)).collect();
+        ring.all_reduce_bf16(GRADIENTS, &mut data).unwrap();
+        data
+    })
+}
+
+#[test]
+fn compressed_sums_are_near_and_the_same_bits_on_all_ranks() {
+    for world in 1..=5 {
+        let mut rings = team(world, PATIENCE);
+        for length in [0, 1, 3, 1000, 131_073, 300_007] {
+            let sums = reduce_bf16(&mut rings, length, 9);
+            assert!(sums.iter().all(|sum| bits(sum) == bits(&sums[0])));
+            for (i, &sum) in sums[0].iter().enumerate() {
+                assert_eq!(sum.to_bits() & 0xffff, 0, "{sum} is no bf16");
+                let terms = || (0..world).map(|rank| f64::from(value(9, rank, i)));
+                let bound = f64::from(world) * ROUNDOFF * terms().map(f64::abs).sum::<f64>();
+                let error = (f64::from(sum) - terms().sum::<f64>()).abs();
+                assert!(error <= bound, "element {i} of {world}: {error:e} is beyond {bound:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_compressed_sum_has_half_the_bytes() {
+    for world in [2, 3] {
+        let mut rings = team(world, PATIENCE);
+        let length = 600_000;
+        let received = |rings: &[Ring]| rings[0].meter().received();
+        // Each of the 2 (W - 1) rounds counts for a byte of its own.
+        let rounds = 2 * (u64::from(world) - 1);
+        reduce(&mut rings, length, |_, _| 1.0);
+        let full = received(&rings);
+        assert_eq!(full - rounds, rounds * 4 * length as u64 / u64::from(world));
+        reduce_bf16(&mut rings, length, 1);
+        assert_eq!(2 * (received(&rings) - full - rounds), full - rounds);
+    }
+}
+
+#[test]
+fn a_compressed_sum_keeps_nan_and_infinity() {
+    let sums = each(&mut team(3, PATIENCE), |ring| {
+        let mut data = [1.0, f32::MAX, 1.0];
+        if ring.rank() == 1 {
+            data = [f32::NAN, f32::MAX, f32::NEG_INFINITY];
+        }
+        ring.all_reduce_bf16(GRADIENTS, &mut data).unwrap();
+        data
+    });
+    assert!(sums[0][0].is_nan() && sums[0][1] == f32::INFINITY && sums[0][2] == f32::NEG_INFINITY);
+    assert!(sums.iter().all(|sum| bits(sum) == bits(&sums[0])));
+}
+
 #[test]
 fn nan_and_infinity_reach_every_rank_with_the_same_bits() {
     let sums = reduce(&mut team(3, PATIENCE), 9, |rank, i| match (rank, i) {
@@ -325,4 +384,10 @@ fn ranks_out_of_step_are_detected_and_both_frames_named() {
         |ring| ring.all_reduce_f64(GRADIENTS, &mut [1.0; 4]),
     );
     assert!(message.contains("of f32") && message.contains("of f64"), "{message}");
+
+    let message = disagree(
+        |ring| ring.all_reduce(GRADIENTS, &mut [1.0; 4]),
+        |ring| ring.all_reduce_bf16(GRADIENTS, &mut [1.0; 8]),
+    );
+    assert!(message.contains("of f32") && message.contains("of bf16"), "{message}");
 }

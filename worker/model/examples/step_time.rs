@@ -1,6 +1,6 @@
 //! Times the parts of a training step on random data and prints them as a JSON line, in milliseconds (the least of all steps).
 //!
-//! `cargo run --release -p musher-model --example step_time -- [WIDTH] [IMAGE_SIZE] [BATCH] [THREADS] [STEPS] [HOOKS]`
+//! `cargo run --release -p musher-model --example step_time -- [WIDTH] [IMAGE_SIZE] [BATCH] [THREADS] [STEPS]`
 
 use std::time::Instant;
 
@@ -15,14 +15,11 @@ fn main() -> Result<(), Error> {
     let argument =
         |index: usize, default: f64| arguments.get(index).and_then(|a| a.parse().ok()).unwrap_or(default);
     let image_size = argument(1, 64.0) as usize;
-    let (batch, steps, hooks) = (argument(2, 16.0) as i64, argument(4, 8.0) as usize, argument(5, 0.0) > 0.0);
+    let (batch, steps) = (argument(2, 16.0) as i64, argument(4, 8.0) as usize);
     tch::set_num_threads(argument(3, 1.0) as i32);
 
     let options = ModelOptions { width: argument(0, 1.0), image_size, ..ModelOptions::default() };
     let mut replica = Replica::new(&options, 0, Device::Cpu)?;
-    if hooks {
-        replica.on_bucket_ready(|_| ())?;
-    }
     let (size, cpu) = (image_size as i64, Device::Cpu);
     let images = Tensor::rand([batch, size, size, 3], (Kind::Float, cpu)).permute([0, 3, 1, 2]);
     let masks = Tensor::randint(3, [batch, size / 2, size / 2], (Kind::Int64, cpu));
@@ -35,8 +32,7 @@ fn main() -> Result<(), Error> {
         marks.push(Instant::now());
         let logits = replica.forward(&images, Mode::Train)?;
         marks.push(Instant::now());
-        replica.arm_buckets();
-        replica.backward_sum_loss(&logits, &masks, 1.0 / masks.numel() as f64)?;
+        replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, |_| ())?;
         drop(logits);
         marks.push(Instant::now());
         let norm = replica.gradient_norm_and_finite()?;

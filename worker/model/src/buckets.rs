@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
 use crate::flat::Flat;
+use crate::layout::Layout;
 
 /// Large enough to use a link's bandwidth, small enough to overlap with the rest of the backward pass.
 pub const DEFAULT_BUCKET_BYTES: usize = 25 << 20;
@@ -19,9 +20,17 @@ pub struct Bucket {
     pub range: Range<usize>,
 }
 
-/// Cuts the flat gradient at tensor boundaries into buckets of about `bytes`. `starts` are the tensors' offsets in
-/// ascending order, from 0. A tensor larger than `bytes` has a bucket of its own size.
-pub fn plan(starts: &[usize], len: usize, bytes: usize) -> Vec<Bucket> {
+/// Cuts the flat gradient at tensor boundaries into buckets of about `bytes`. A tensor larger than that has a bucket
+/// of its own size.
+pub fn plan(layout: &Layout, bytes: usize) -> Vec<Bucket> {
+    let order = layout.flat_order();
+    let trainable = order.iter().map(|&id| layout.parameter(id)).filter(|spec| !spec.frozen);
+    let starts: Vec<_> = trainable.map(|spec| spec.range.start).collect();
+    cut(&starts, layout.trainable_len, bytes)
+}
+
+/// `starts` are the tensors' offsets in ascending order, from 0.
+fn cut(starts: &[usize], len: usize, bytes: usize) -> Vec<Bucket> {
     let elements = (bytes / size_of::<f32>()).max(1);
     let mut buckets: Vec<Bucket> = Vec::new();
     let mut start = 0;
@@ -35,7 +44,10 @@ pub fn plan(starts: &[usize], len: usize, bytes: usize) -> Vec<Bucket> {
     buckets
 }
 
-/// Reports buckets as the backward pass completes them, in order.
+/// Hears of each bucket.
+type Report = Box<dyn FnMut(usize) + Send>;
+
+/// Reports buckets as a backward pass completes them, in order, to whoever asked for that pass.
 #[derive(Clone)]
 pub struct Readiness(Arc<Mutex<Progress>>);
 
@@ -46,17 +58,13 @@ struct Progress {
     pending: Vec<usize>,
     /// The next bucket to report.
     next: usize,
-    armed: bool,
-    report: Box<dyn FnMut(usize) + Send>,
+    /// `None`: nobody asked.
+    report: Option<Report>,
 }
 
 impl Readiness {
-    /// Hooks every trainable parameter; `report` hears of each bucket of an armed backward pass.
-    pub fn install(
-        flat: &Flat,
-        buckets: &[Bucket],
-        report: impl FnMut(usize) + Send + 'static,
-    ) -> Result<Self, Error> {
+    /// Hooks every trainable parameter, in place of any earlier hooks.
+    pub fn install(flat: &Flat, buckets: &[Bucket]) -> Result<Self, Error> {
         let bucket_of = |offset: usize| buckets.partition_point(|bucket| bucket.range.end <= offset);
         let trainable = || flat.parameters().filter(|(spec, _)| !spec.frozen);
         let mut tensors = vec![0; buckets.len()];
@@ -64,7 +72,7 @@ impl Readiness {
             tensors[bucket_of(spec.range.start)] += 1;
         }
         let pending = tensors.clone();
-        let progress = Progress { tensors, pending, next: 0, armed: false, report: Box::new(report) };
+        let progress = Progress { tensors, pending, next: 0, report: None };
         let readiness = Self(Arc::new(Mutex::new(progress)));
         for (spec, parameter) in trainable() {
             let (readiness, bucket) = (readiness.clone(), bucket_of(spec.range.start));
@@ -73,31 +81,34 @@ impl Readiness {
         Ok(readiness)
     }
 
-    /// Makes the next backward pass count, whatever became of the one before.
-    pub fn arm(&self) {
-        let progress = &mut *self.lock();
-        progress.pending.clone_from(&progress.tensors);
-        progress.next = 0;
-        progress.armed = true;
+    /// While `backward` runs, `report` hears of the buckets; afterwards it is dropped, whatever became of the pass.
+    pub fn during<T>(&self, report: impl FnMut(usize) + Send + 'static, backward: impl FnOnce() -> T) -> T {
+        self.lock().begin(Box::new(report));
+        let result = backward();
+        self.lock().report = None;
+        result
     }
 
-    /// A report that panicked fails its backward pass; the counters are sound all the same, and `arm` resets them.
+    /// A report that panicked fails its backward pass; the counters are sound all the same, and the next pass resets
+    /// them.
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Progress {
+    fn begin(&mut self, report: Report) {
+        self.pending.clone_from(&self.tensors);
+        self.next = 0;
+        self.report = Some(report);
+    }
+
     fn accumulated(&mut self, bucket: usize) {
-        if !self.armed {
-            return;
-        }
+        let Some(report) = &mut self.report else { return };
         self.pending[bucket] = self.pending[bucket].saturating_sub(1);
         while self.pending.get(self.next) == Some(&0) {
-            let ready = self.next;
             self.next += 1;
-            self.armed = self.next < self.pending.len();
-            (self.report)(ready);
+            report(self.next - 1);
         }
     }
 }
@@ -116,7 +127,7 @@ mod tests {
         ) {
             let starts: Vec<_> = lens.iter().scan(0, |end, len| { *end += len; Some(*end - len) }).collect();
             let len = lens.iter().sum();
-            let buckets = plan(&starts, len, bytes);
+            let buckets = cut(&starts, len, bytes);
             prop_assert_eq!(buckets[0].range.start, 0);
             prop_assert_eq!(buckets[buckets.len() - 1].range.end, len);
             for pair in buckets.windows(2) {
@@ -134,9 +145,8 @@ mod tests {
     #[test]
     fn buckets_are_reported_in_order_though_they_finish_in_another() {
         let (sender, reported) = std::sync::mpsc::channel();
-        let report = Box::new(move |bucket| sender.send(bucket).expect("the test listens"));
-        let mut progress =
-            Progress { tensors: vec![1, 2, 1], pending: vec![1, 2, 1], next: 0, armed: true, report };
+        let mut progress = Progress { tensors: vec![1, 2, 1], pending: vec![0; 3], next: 0, report: None };
+        progress.begin(Box::new(move |bucket| sender.send(bucket).expect("the test listens")));
         let mut after = |bucket| {
             progress.accumulated(bucket);
             reported.try_iter().collect::<Vec<_>>()
@@ -145,6 +155,6 @@ mod tests {
         assert_eq!(after(1), [0usize; 0]);
         assert_eq!(after(0), [0]);
         assert_eq!(after(1), [1, 2]);
-        assert_eq!(after(0), [0usize; 0], "unarmed after the last");
+        assert_eq!(after(0), [0usize; 0], "nothing after the last");
     }
 }

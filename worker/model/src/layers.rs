@@ -2,9 +2,9 @@
 
 use tch::{TchError, Tensor};
 
-use crate::flat::Flat;
+use crate::flat::{Flat, Running};
 use crate::layout::{Init, LayoutBuilder, ParameterId, StatisticsId};
-use crate::replica::Mode;
+use crate::over_ranks::{self, Norm, OverRanks};
 
 /// Declares layers of one part of the network.
 pub struct Scope<'a> {
@@ -23,6 +23,17 @@ pub struct BatchNormOptions {
     pub momentum: f64,
     /// Whether running statistics are used, and left alone, in training too.
     pub frozen: bool,
+}
+
+/// What batch norm normalises by, where it is not frozen.
+#[derive(Clone, Copy)]
+pub enum Normalise<'a> {
+    /// The live statistics.
+    ByLive,
+    /// The batch, which moves the working statistics.
+    ByBatch,
+    /// The batches of all ranks, which move the working statistics.
+    OverRanks(&'a OverRanks),
 }
 
 #[derive(Debug)]
@@ -106,20 +117,24 @@ impl BatchNorm {
         }
     }
 
-    /// In training, normalises by the batch and moves the working statistics; else by the live statistics.
-    pub fn forward(&self, flat: &Flat, x: &Tensor, mode: Mode) -> Result<Tensor, TchError> {
-        let training = mode == Mode::Train && !self.options.frozen;
+    pub fn forward(&self, flat: &Flat, x: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
+        let BatchNormOptions { eps, momentum, frozen } = self.options;
+        let norm = if frozen { Normalise::ByLive } else { norm };
         let statistics = flat.statistics(self.statistics);
-        let running = if training { &statistics.working } else { &statistics.live };
-        x.f_batch_norm(
-            Some(flat.parameter(self.weight)),
-            Some(flat.parameter(self.bias)),
-            Some(&running.mean),
-            Some(&running.var),
-            training,
-            self.options.momentum,
-            self.options.eps,
-            true,
-        )
+        let (weight, bias) = (flat.parameter(self.weight), flat.parameter(self.bias));
+        let by = |running: &Running, batch: bool| {
+            let (mean, var) = (Some(&running.mean), Some(&running.var));
+            x.f_batch_norm(Some(weight), Some(bias), mean, var, batch, momentum, eps, true)
+        };
+        match norm {
+            Normalise::ByLive => by(&statistics.live, false),
+            Normalise::ByBatch => by(&statistics.working, true),
+            Normalise::OverRanks(ranks) => {
+                let layer = self.statistics.index() as u32;
+                let Running { mean: running_mean, var: running_var } = &statistics.working;
+                let norm = Norm { layer, weight, bias, running_mean, running_var, momentum, eps };
+                over_ranks::batch_norm(x, &norm, ranks)
+            }
+        }
     }
 }

@@ -82,6 +82,7 @@ impl ParameterId {
 }
 
 impl StatisticsId {
+    /// In the order of use.
     pub fn index(self) -> usize {
         self.0
     }

@@ -5,7 +5,7 @@
 //! decision to apply a step are the caller's. A step reads
 //!
 //! ```text
-//! begin_step · zero_gradients · forward · backward_sum_loss · [exchange] · clip_gradients · adam_step · commit
+//! begin_step · zero_gradients · forward · backward_last · [exchange] · clip_gradients · adam_step · commit
 //! ```
 //!
 //! and one that is not applied leaves no trace. There is no global state: any number of replicas live in a process.
@@ -14,6 +14,7 @@ mod options;
 
 mod layers;
 mod layout;
+mod over_ranks;
 mod unet;
 
 mod flat;
@@ -32,6 +33,7 @@ pub mod metrics;
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
 pub use gradients::GradientNorm;
 pub use options::{Encoder, ModelOptions};
+pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};
 pub use state::{COUNTERS, StateLayout, StateStaging};
 pub use unet::Taps;

@@ -8,11 +8,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
 use crate::gradients::GradientNorm;
+use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
 use crate::state::{self, COUNTERS, StateLayout, StateStaging};
 use crate::unet::{Taps, Unet};
 use crate::weights::{self, Part};
-use crate::{Error, ModelOptions, metrics, pooling};
+use crate::{Error, ModelOptions, OverRanks, metrics, pooling};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -37,7 +38,7 @@ pub struct Replica {
     network: Unet,
     flat: Flat,
     buckets: Vec<Bucket>,
-    readiness: Option<Readiness>,
+    readiness: Readiness,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -48,17 +49,11 @@ impl Replica {
         options.validate()?;
         let mut layout = LayoutBuilder::default();
         let network = Unet::declare(options, &mut layout);
-        let mut replica = Self {
-            options: options.clone(),
-            network,
-            flat: Flat::new(layout.finish(), seed, device)?,
-            buckets: Vec::new(),
-            readiness: None,
-            adam_steps: 0,
-            counters: [0; COUNTERS],
-        };
-        replica.plan_buckets(DEFAULT_BUCKET_BYTES)?;
-        Ok(replica)
+        let flat = Flat::new(layout.finish(), seed, device)?;
+        let buckets = buckets::plan(&flat.layout, DEFAULT_BUCKET_BYTES);
+        let readiness = Readiness::install(&flat, &buckets)?;
+        let options = options.clone();
+        Ok(Self { options, network, flat, buckets, readiness, adam_steps: 0, counters: [0; COUNTERS] })
     }
 
     pub fn options(&self) -> &ModelOptions {
@@ -89,13 +84,20 @@ impl Replica {
     /// Images [N, 3, S, S] f32, normalised, in any memory order, to logits [N, classes, S/2, S/2].
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, || self.network.forward(&self.flat, &images, mode))?)
+        Ok(self.in_mode(mode, |norm| self.network.forward(&self.flat, &images, norm))?)
+    }
+
+    /// [`Self::forward`] in training, with batch norm over the batches of all ranks; so is the backward pass that
+    /// follows. All ranks must do both, as often; one without samples does it with any others, and a scale of 0.
+    pub fn forward_over_ranks(&self, images: &Tensor, ranks: &OverRanks) -> Result<Tensor, Error> {
+        let images = self.checked(images, Mode::Train)?;
+        Ok(self.network.forward(&self.flat, &images, Normalise::OverRanks(ranks))?)
     }
 
     /// The encoder's outputs for such images, from fine to coarse.
     pub fn encode(&self, images: &Tensor, mode: Mode) -> Result<Taps, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, || self.network.encode(&self.flat, &images, mode))?)
+        Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
     }
 
     /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats.
@@ -107,6 +109,22 @@ impl Replica {
         let losses = metrics::pixel_losses(logits, masks)?;
         (losses.f_sum(Kind::Float)? * scale).f_backward()?;
         Ok(losses.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?)
+    }
+
+    /// [`Self::backward_sum_loss`] of a step's last micro-batch. `ready` hears of each bucket as soon as the last of
+    /// its gradients is accumulated, bucket k after k-1.
+    ///
+    /// It runs inside the backward pass, on the CPU on this thread: it should hand the bucket to somebody else and
+    /// return. If it panics, the pass fails. It is dropped when the pass is over.
+    pub fn backward_last(
+        &mut self,
+        logits: &Tensor,
+        masks: &Tensor,
+        scale: f64,
+        ready: impl FnMut(usize) + Send + 'static,
+    ) -> Result<f64, Error> {
+        let readiness = self.readiness.clone();
+        readiness.during(ready, || self.backward_sum_loss(logits, masks, scale))
     }
 
     /// Adam's update of all that trains, with epsilon before bias correction as in Keras. With `found_inf` (a
@@ -180,40 +198,19 @@ impl Replica {
         &self.buckets
     }
 
-    /// A view of bucket `index` of the flat gradient, which may go to another thread; see [`torch_ext::with_f32_mut`].
-    pub fn bucket_gradients(&self, index: usize) -> Result<Tensor, Error> {
-        let Range { start, end } = self.buckets[index].range;
-        Ok(self.flat.gradients.f_narrow(0, start as i64, (end - start) as i64)?)
+    /// Views of the buckets, in their order, which may go to another thread; see [`torch_ext::with_f32_mut`].
+    pub fn bucket_gradients(&self) -> Result<Vec<Tensor>, Error> {
+        let view = |Bucket { range }: &Bucket| {
+            Ok(self.flat.gradients.f_narrow(0, range.start as i64, range.len() as i64)?)
+        };
+        self.buckets.iter().map(view).collect()
     }
 
-    /// Cuts new buckets of about `bytes`, the first smaller. Ends the notification of [`Self::on_bucket_ready`].
+    /// Cuts new buckets of about `bytes`, the first smaller: a function of the model and `bytes` alone.
     pub fn plan_buckets(&mut self, bytes: usize) -> Result<(), Error> {
-        let layout = &self.flat.layout;
-        let order = layout.flat_order();
-        let trainable = order.iter().map(|&id| layout.parameter(id)).filter(|spec| !spec.frozen);
-        let starts: Vec<_> = trainable.map(|spec| spec.range.start).collect();
-        self.buckets = buckets::plan(&starts, layout.trainable_len, bytes);
-        if self.readiness.take().is_some() {
-            Readiness::install(&self.flat, &self.buckets, |_| ())?;
-        }
+        self.buckets = buckets::plan(&self.flat.layout, bytes);
+        self.readiness = Readiness::install(&self.flat, &self.buckets)?;
         Ok(())
-    }
-
-    /// Calls `report` with each bucket's index when the last of its gradients is accumulated, bucket k after k-1, in
-    /// backward passes announced by [`Self::arm_buckets`].
-    ///
-    /// It runs inside the backward pass, on the CPU on the caller's thread: it should hand the bucket to somebody else
-    /// and return. If it panics, that [`Self::backward_sum_loss`] fails.
-    pub fn on_bucket_ready(&mut self, report: impl FnMut(usize) + Send + 'static) -> Result<(), Error> {
-        self.readiness = Some(Readiness::install(&self.flat, &self.buckets, report)?);
-        Ok(())
-    }
-
-    /// Announces that the next backward pass is the step's last, so that its buckets are reported.
-    pub fn arm_buckets(&mut self) {
-        if let Some(readiness) = &self.readiness {
-            readiness.arm();
-        }
     }
 
     // --- batch norm -----------------------------------------------------------------------------------------------
@@ -389,10 +386,10 @@ impl Replica {
         self.begin_step()
     }
 
-    fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce() -> T) -> T {
+    fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce(Normalise) -> T) -> T {
         match mode {
-            Mode::Train => compute(),
-            Mode::Eval => no_grad(compute),
+            Mode::Train => compute(Normalise::ByBatch),
+            Mode::Eval => no_grad(|| compute(Normalise::ByLive)),
         }
     }
 

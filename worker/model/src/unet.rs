@@ -7,10 +7,9 @@
 use tch::{TchError, Tensor};
 
 use crate::flat::Flat;
-use crate::layers::{BatchNorm, BatchNormOptions, Conv, Scope, UpConv};
+use crate::layers::{BatchNorm, BatchNormOptions, Conv, Normalise, Scope, UpConv};
 use crate::layout::LayoutBuilder;
 use crate::options::{Encoder, ModelOptions};
-use crate::replica::Mode;
 
 /// The encoder's outputs from fine to coarse, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size.
 pub type Taps = [Tensor; 5];
@@ -75,21 +74,21 @@ impl Unet {
     }
 
     /// Images [N, 3, S, S] to logits [N, classes, S/2, S/2].
-    pub fn forward(&self, flat: &Flat, images: &Tensor, mode: Mode) -> Result<Tensor, TchError> {
-        let [skip2, skip4, skip8, skip16, mut x] = self.encode(flat, images, mode)?;
+    pub fn forward(&self, flat: &Flat, images: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
+        let [skip2, skip4, skip8, skip16, mut x] = self.encode(flat, images, norm)?;
         for (stage, skip) in self.decoder.iter().zip([skip16, skip8, skip4, skip2]) {
-            x = stage.forward(flat, &x, &skip, mode)?;
+            x = stage.forward(flat, &x, &skip, norm)?;
         }
         self.head.forward(flat, &x)
     }
 
-    pub fn encode(&self, flat: &Flat, images: &Tensor, mode: Mode) -> Result<Taps, TchError> {
+    pub fn encode(&self, flat: &Flat, images: &Tensor, norm: Normalise) -> Result<Taps, TchError> {
         let stem = self.stem.forward(flat, images)?;
-        let stem = self.stem_bn.forward(flat, &stem, mode)?.f_relu_()?;
+        let stem = self.stem_bn.forward(flat, &stem, norm)?.f_relu_()?;
         let mut x = stem.f_max_pool2d(3, 2, 1, 1, false)?;
         let mut stage = |blocks: &[Bottleneck]| {
             for block in blocks {
-                x = block.forward(flat, &x, mode)?;
+                x = block.forward(flat, &x, norm)?;
             }
             Ok::<_, TchError>(x.shallow_clone())
         };
@@ -137,9 +136,9 @@ impl Bottleneck {
         Self { convs, downsample }
     }
 
-    fn forward(&self, flat: &Flat, x: &Tensor, mode: Mode) -> Result<Tensor, TchError> {
+    fn forward(&self, flat: &Flat, x: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
         let normalised =
-            |(conv, bn): &(Conv, BatchNorm), x: &Tensor| bn.forward(flat, &conv.forward(flat, x)?, mode);
+            |(conv, bn): &(Conv, BatchNorm), x: &Tensor| bn.forward(flat, &conv.forward(flat, x)?, norm);
         let [first, second, third] = &self.convs;
         let y = normalised(first, x)?.f_relu_()?;
         let y = normalised(second, &y)?.f_relu_()?;
@@ -171,12 +170,12 @@ impl DecoderStage {
         Self { up, up_bn, convs: [conv(1, outputs + skip), conv(2, outputs)] }
     }
 
-    fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, mode: Mode) -> Result<Tensor, TchError> {
+    fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
         let up = self.up.forward(flat, x)?.f_relu_()?;
-        let up = self.up_bn.forward(flat, &up, mode)?;
+        let up = self.up_bn.forward(flat, &up, norm)?;
         let mut x = Tensor::f_cat(&[&up, skip], 1)?;
         for (conv, bn) in &self.convs {
-            x = bn.forward(flat, &conv.forward(flat, &x)?.f_relu_()?, mode)?;
+            x = bn.forward(flat, &conv.forward(flat, &x)?.f_relu_()?, norm)?;
         }
         Ok(x)
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use musher_model::{Encoder, Error, Mode, ModelOptions, Replica};
@@ -30,11 +30,20 @@ fn batch(options: &ModelOptions, seed: i64) -> (Tensor, Tensor) {
 }
 
 fn accumulate(replica: &mut Replica, seed: i64) -> f64 {
+    try_accumulate(replica, seed, |_| ()).unwrap()
+}
+
+/// `ready` hears of the buckets.
+fn try_accumulate(
+    replica: &mut Replica,
+    seed: i64,
+    ready: impl FnMut(usize) + Send + 'static,
+) -> Result<f64, Error> {
     let (images, masks) = batch(replica.options(), seed);
-    replica.begin_step().unwrap();
-    replica.zero_gradients().unwrap();
-    let logits = replica.forward(&images, Mode::Train).unwrap();
-    replica.backward_sum_loss(&logits, &masks, 1.0 / masks.numel() as f64).unwrap()
+    replica.begin_step()?;
+    replica.zero_gradients()?;
+    let logits = replica.forward(&images, Mode::Train)?;
+    replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, ready)
 }
 
 fn step(replica: &mut Replica, seed: i64) -> f64 {
@@ -141,18 +150,8 @@ fn a_replica_moves_between_threads() {
 #[test]
 fn a_panicking_report_fails_its_pass_and_the_next_is_whole() {
     let mut replica = replica_of(&small());
-    let mut calls = 0;
-    let report = move |_| {
-        calls += 1;
-        assert!(calls > 1, "as the test wants it");
-    };
-    replica.on_bucket_ready(report).unwrap();
-    let (images, masks) = batch(&small(), 1);
-    replica.arm_buckets();
-    let logits = replica.forward(&images, Mode::Train).unwrap();
-    let error = replica.backward_sum_loss(&logits, &masks, 1.0).unwrap_err();
+    let error = try_accumulate(&mut replica, 1, |_| panic!("as the test wants it")).unwrap_err();
     assert!(error.to_string().contains("a gradient hook panicked"), "{error}");
-    replica.arm_buckets();
     step(&mut replica, 1);
     let mut undisturbed = replica_of(&small());
     step(&mut undisturbed, 1);
@@ -210,19 +209,14 @@ fn buckets_cover_the_gradient_and_are_complete_when_reported() {
     assert_eq!((buckets[0].range.start, buckets.last().unwrap().range.end), (0, replica.gradients().numel()));
 
     // Each bucket's values at the moment of its report, copied from its view.
-    let views: Vec<_> = (0..buckets.len()).map(|bucket| replica.bucket_gradients(bucket).unwrap()).collect();
-    let views = Mutex::new(views);
-    let (sender, reports) = mpsc::channel();
-    let report = move |bucket: usize| sender.send((bucket, values(&views.lock().unwrap()[bucket]))).unwrap();
-    replica.on_bucket_ready(report).unwrap();
-
-    accumulate(&mut replica, 1);
-    assert_eq!(reports.try_iter().count(), 0, "nothing is reported unless it is asked for");
     for _ in 0..2 {
-        replica.arm_buckets();
-        accumulate(&mut replica, 1);
+        let views = replica.bucket_gradients().unwrap();
+        let (sender, reports) = mpsc::channel();
+        let ready = move |bucket: usize| sender.send((bucket, values(&views[bucket]))).unwrap();
+        try_accumulate(&mut replica, 1, ready).unwrap();
         let flat = values(replica.gradients());
-        let reported: Vec<_> = reports.try_iter().collect();
+        // Ends, as the report is gone with its pass.
+        let reported: Vec<_> = reports.iter().collect();
         assert!(reported.iter().map(|(bucket, _)| *bucket).eq(0..buckets.len()));
         for (bucket, at_report) in reported {
             assert_eq!(
@@ -234,16 +228,30 @@ fn buckets_cover_the_gradient_and_are_complete_when_reported() {
     }
 }
 
+/// As a recorded backward pass shows, so no bucket is held back by a later one, and the order of the exchange follows
+/// from the model alone. A layer's weight and bias may change places.
 #[test]
-fn buckets_follow_the_backward_pass() {
-    let mut replica = replica_of(&ModelOptions { freeze_encoder: true, ..small() });
-    replica.plan_buckets(20_000).unwrap();
-    let order = Arc::new(Mutex::new(Vec::new()));
-    let seen = order.clone();
-    replica.on_bucket_ready(move |bucket| seen.lock().unwrap().push(bucket)).unwrap();
-    replica.arm_buckets();
-    accumulate(&mut replica, 1);
-    assert!(order.lock().unwrap().iter().copied().eq(0..replica.buckets().len()));
+fn gradients_lie_in_the_order_of_the_backward_pass() {
+    for encoder in [Encoder::Torchvision, Encoder::Keras] {
+        for freeze_encoder in [false, true] {
+            let mut replica = replica_of(&ModelOptions { encoder, freeze_encoder, ..small() });
+            let (sender, completed) = mpsc::channel();
+            let trainable = || replica.parameters().filter(|(_, parameter)| parameter.requires_grad());
+            for (_, parameter) in trainable() {
+                let (address, sender) = (parameter.grad().data_ptr() as usize, sender.clone());
+                torch_ext::on_gradient_accumulated(parameter, move || sender.send(address).unwrap()).unwrap();
+            }
+            let mut lie: Vec<_> = trainable().map(|(_, p)| p.grad().data_ptr() as usize).collect();
+            lie.sort_unstable();
+            accumulate(&mut replica, 1);
+            let completed: Vec<_> = completed.try_iter().collect();
+            assert_eq!(completed.len(), lie.len());
+            for (turn, address) in completed.iter().enumerate() {
+                let place = lie.binary_search(address).unwrap();
+                assert!(place.abs_diff(turn) <= 1, "{encoder:?}: gradient {place} came as number {turn}");
+            }
+        }
+    }
 }
 
 #[test]

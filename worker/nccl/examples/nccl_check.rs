@@ -141,6 +141,7 @@ impl Rank {
         let spec = RingSpec {
             generation: u64::from(number),
             rank: self.rank,
+            purpose: musher_collective::Purpose::Steps,
             secret: Secret([number as u8; 32]),
             patience: CONNECT,
             addresses,

@@ -29,6 +29,7 @@ fn team<R: Send>(work: impl Fn(OnHost<Ring>) -> R + Sync) -> [R; 2] {
                     generation: 1,
                     rank,
                     addresses: addresses.clone(),
+                    purpose: musher_collective::Purpose::Steps,
                     secret: Secret([7; 32]),
                     patience: PATIENCE,
                 };

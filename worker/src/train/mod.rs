@@ -4,12 +4,14 @@
 //! arithmetic drive it directly.
 
 mod data;
+pub mod exchange;
 mod position;
 mod progress;
 pub mod schedule;
 mod segment;
 mod step;
 mod sync;
+mod sync_norm;
 mod validate;
 
 use std::sync::Arc;
@@ -30,6 +32,7 @@ pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
+pub use sync_norm::SyncBatchNorm;
 
 /// Why the work of a generation, or of the whole run, can't go on.
 #[derive(Debug, Error)]
@@ -98,6 +101,8 @@ pub struct Trainer {
 pub struct Membership {
     pub generation: Generation,
     pub collective: Box<dyn Collective>,
+    /// Where batch norm is over the batches of all ranks.
+    pub batch_norm: Option<SyncBatchNorm>,
 }
 
 impl Membership {
@@ -118,13 +123,18 @@ impl Trainer {
         device: Device,
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
-        let replica = Replica::new(&model_options(&job), job.seed, device)?;
+        let replica = seeded_replica(&job, device)?;
         let data = Feed::new(job.clone(), data, device)?;
         Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
     }
 
     pub fn replica(&self) -> &Replica {
         &self.replica
+    }
+
+    /// Whether batch norm needs an exchange of its own.
+    pub fn synchronises_batch_norm(&self) -> bool {
+        self.job.model.sync_batch_norm
     }
 
     pub fn position(&self) -> Position {
@@ -147,8 +157,9 @@ impl Trainer {
     }
 }
 
-fn model_options(job: &JobConfig) -> ModelOptions {
-    ModelOptions {
+/// A replica initialised from the job's seed.
+fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
+    let options = ModelOptions {
         classes: job.model.classes as usize,
         encoder: match job.model.encoder {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
@@ -158,5 +169,8 @@ fn model_options(job: &JobConfig) -> ModelOptions {
         freeze_encoder: job.model.freeze_encoder,
         freeze_batch_norm: job.model.freeze_batch_norm,
         image_size: job.data.image_size as usize,
-    }
+    };
+    let mut replica = Replica::new(&options, job.seed, device)?;
+    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
+    Ok(replica)
 }

@@ -155,7 +155,7 @@ impl Board {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use musher_collective::{Aborter, Collective, RingListener, RingSpec, Secret};
+    use musher_collective::{Aborter, Collective, Purpose, RingListener, RingSpec, Secret};
 
     use super::*;
 
@@ -164,6 +164,7 @@ mod tests {
         let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let spec = RingSpec {
             generation: 1,
+            purpose: Purpose::Steps,
             rank: 0,
             addresses: vec![listener.local_addr().unwrap()],
             secret: Secret([0; 32]),

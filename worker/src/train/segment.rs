@@ -106,11 +106,15 @@ impl Trainer {
         if position.pooled_at == Some(position.applied) {
             return Ok(());
         }
-        let mut sums = self.replica.pooled_moments(self.unpooled_samples)?;
-        self.board.mark(Activity::WaitingForPeers);
-        member.collective.all_reduce_f64(Tag::new(position.applied.0, 0, Phase::BatchNorm), &mut sums)?;
-        self.board.mark(Activity::Working);
-        self.replica.set_pooled(&sums, member.world() as usize)?;
+        // Those over all ranks' batches are the same bits everywhere already.
+        if member.batch_norm.is_none() {
+            let mut sums = self.replica.pooled_moments(self.unpooled_samples)?;
+            self.board.mark(Activity::WaitingForPeers);
+            let tag = Tag::new(position.applied.0, 0, Phase::BatchNorm);
+            member.collective.all_reduce_f64(tag, &mut sums)?;
+            self.board.mark(Activity::Working);
+            self.replica.set_pooled(&sums, member.world() as usize)?;
+        }
         self.unpooled_samples = 0;
         position.pooled_at = Some(position.applied);
         self.replica.set_counters(position.to_counters());

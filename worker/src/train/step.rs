@@ -6,14 +6,21 @@ use std::{
 };
 
 use musher_collective::{Phase, Tag};
-use musher_model::Mode;
+use musher_model::{Mode, OverRanks};
 use musher_proto::{
     ids::{Generation, Step},
     message::Activity,
     shard::scramble,
 };
 
-use super::{Membership, TrainError, Trainer, data::DeviceBatch, schedule::learning_rate};
+use tracing::trace_span;
+
+use super::{
+    Membership, SyncBatchNorm, TrainError, Trainer,
+    data::DeviceBatch,
+    exchange::{Buckets, overlapped},
+    schedule::learning_rate,
+};
 
 /// So many steps in a row without a finite gradient end the run.
 const BAD_STREAK_LIMIT: u32 = 20;
@@ -35,6 +42,14 @@ struct ControlWord {
     loss_sum: f64,
 }
 
+/// What all ranks do in a step whose batch norm is over all their batches: as many passes as the largest share
+/// needs.
+#[derive(Clone, Copy)]
+struct Together<'a> {
+    norm: &'a SyncBatchNorm,
+    largest_share: u64,
+}
+
 impl Trainer {
     /// Trains on one global batch, of which `batch` is this rank's share, possibly empty.
     ///
@@ -53,17 +68,34 @@ impl Trainer {
         let mask_side = u64::from(self.job.data.image_size / 2);
         let pixels = (samples * mask_side * mask_side) as f64;
 
+        let step = position.applied;
+        let _span = trace_span!("step", rank = member.rank().0, step = step.0).entered();
+
         self.replica.begin_step()?;
         self.replica.zero_gradients()?;
-        let loss_sum = self.accumulate(batch, 1.0 / pixels)?;
-        let local = started.elapsed();
-
-        let step = position.applied;
-        self.board.mark(Activity::WaitingForPeers);
-        self.reduce_gradients(member, step)?;
+        let gradients = self.replica.bucket_gradients()?;
+        let buckets = Buckets { step, gradients, compression: self.job.train.compress_gradients };
+        let together = member.batch_norm.as_ref().map(|norm| Together {
+            norm,
+            largest_share: samples.div_ceil(u64::from(member.collective.world())),
+        });
+        let (loss_sum, local) = overlapped(member.collective.as_mut(), buckets, |launcher| {
+            if let Some(Together { norm, .. }) = together {
+                norm.begin(step);
+            }
+            let ready = move |_| launcher.launch();
+            let loss_sum =
+                self.accumulate(batch, 1.0 / pixels, together, ready).map_err(|error| match together {
+                    Some(Together { norm, .. }) => norm.reason(error),
+                    None => error,
+                })?;
+            self.board.mark(Activity::WaitingForPeers);
+            let waited = together.map_or(Duration::ZERO, |together| together.norm.waited());
+            Ok((loss_sum, started.elapsed().saturating_sub(waited)))
+        })?;
         let nonce = nonce(member.generation, step);
         let mine = ControlWord { nonce, stop: f64::from(u8::from(stop)), loss_sum };
-        let sum = mine.sum(member, step)?;
+        let sum = trace_span!("control").in_scope(|| mine.sum(member, step))?;
         if sum.nonce != nonce * f64::from(member.world()) {
             return Err(TrainError::Incomplete { step: step.0 });
         }
@@ -80,39 +112,61 @@ impl Trainer {
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
         let batch = self.data.input.black(2)?;
         self.replica.begin_step()?;
-        self.accumulate(&batch, 0.0)?;
+        self.accumulate(&batch, 0.0, None, |_| ())?;
         Ok(self.replica.zero_gradients()?)
     }
 
     /// Adds the gradient of this rank's share; returns its loss summed over pixels. An empty share adds
-    /// nothing and leaves batch norm alone.
-    fn accumulate(&mut self, batch: &DeviceBatch, scale: f64) -> Result<f64, TrainError> {
-        let samples = batch.sample_ids.len() as i64;
-        if samples == 0 {
-            return Ok(0.0);
-        }
-        let micro = match i64::from(self.job.train.micro_batch) {
-            0 => samples,
+    /// nothing and leaves batch norm alone. `ready` hears of each bucket that is complete; it is dropped once all
+    /// are.
+    fn accumulate(
+        &mut self,
+        batch: &DeviceBatch,
+        scale: f64,
+        together: Option<Together>,
+        ready: impl FnMut(usize) + Send + 'static,
+    ) -> Result<f64, TrainError> {
+        let share = batch.sample_ids.len() as u64;
+        let micro = match u64::from(self.job.train.micro_batch) {
+            0 => together.map_or(share, |together| together.largest_share).max(1),
             micro => micro,
         };
+        let passes = together.map_or(share, |together| together.largest_share).div_ceil(micro);
+        let mut ready = Some(ready);
         let mut loss_sum = 0.0;
-        for start in (0..samples).step_by(micro as usize) {
-            let part = batch.slice(start, micro.min(samples - start))?;
-            let logits = self.replica.forward(&part.images, Mode::Train)?;
-            loss_sum += self.replica.backward_sum_loss(&logits, &part.masks, scale)?;
+        for pass in 0..passes {
+            let samples = share.min(pass * micro)..share.min((pass + 1) * micro);
+            let ready = ready.take_if(|_| pass + 1 == passes);
+            if samples.is_empty() {
+                // Only together are there more passes than samples: one that counts for nothing.
+                let black = self.data.input.black(1)?;
+                let over_ranks = together.map(|together| together.norm.over_ranks(false));
+                self.forward_backward(&black, 0.0, over_ranks, ready)?;
+            } else {
+                let part = batch.slice(samples.start as i64, (samples.end - samples.start) as i64)?;
+                let over_ranks = together.map(|together| together.norm.over_ranks(true));
+                loss_sum += self.forward_backward(&part, scale, over_ranks, ready)?;
+            }
         }
         Ok(loss_sum)
     }
 
-    fn reduce_gradients(&mut self, member: &mut Membership, step: Step) -> Result<(), TrainError> {
-        let buckets: Vec<_> = self.replica.buckets().iter().map(|bucket| bucket.range.clone()).collect();
-        self.replica.with_gradients_mut(|gradients| {
-            for (index, range) in buckets.into_iter().enumerate() {
-                let tag = Tag::new(step.0, index as u32, Phase::Gradients);
-                member.collective.all_reduce(tag, &mut gradients[range])?;
-            }
-            Ok(())
-        })?
+    /// Forward and backward of images and masks; batch norm may be over the batches of all ranks.
+    fn forward_backward(
+        &mut self,
+        batch: &DeviceBatch,
+        scale: f64,
+        over_ranks: Option<OverRanks>,
+        ready: Option<impl FnMut(usize) + Send + 'static>,
+    ) -> Result<f64, musher_model::Error> {
+        let logits = trace_span!("forward").in_scope(|| match &over_ranks {
+            None => self.replica.forward(&batch.images, Mode::Train),
+            Some(ranks) => self.replica.forward_over_ranks(&batch.images, ranks),
+        })?;
+        trace_span!("backward").in_scope(|| match ready {
+            None => self.replica.backward_sum_loss(&logits, &batch.masks, scale),
+            Some(ready) => self.replica.backward_last(&logits, &batch.masks, scale, ready),
+        })
     }
 
     /// The step is complete on all ranks: it counts, and changes the parameters if its gradient is
@@ -124,6 +178,7 @@ impl Trainer {
         loss: f64,
         own_samples: u64,
     ) -> Result<(), TrainError> {
+        let _span = trace_span!("update").entered();
         let mut position = self.position();
         let gradient = self.replica.gradient_norm_and_finite()?;
         if gradient.finite {

@@ -3,13 +3,12 @@
 use std::sync::mpsc::Receiver;
 
 use musher_collective::{Phase, Tag};
-use musher_model::Replica;
 use musher_proto::{
     ids::{Generation, Rank},
     message::{Activity, Form, Phase as WorkerPhase, Synced},
 };
 
-use super::{Membership, TrainError, Trainer, model_options};
+use super::{Membership, TrainError, Trainer, seeded_replica};
 
 /// Bytes of state in one broadcast: large enough for the ring's full rate, small enough for the caches.
 const CHUNK: usize = 1 << 20;
@@ -56,7 +55,7 @@ impl Trainer {
         match source {
             Source::Held => return Ok(()),
             Source::Seeded => {
-                self.replica = Replica::new(&model_options(&self.job), self.job.seed, self.replica.device())?;
+                self.replica = seeded_replica(&self.job, self.replica.device())?;
             }
             Source::Checkpoint(chunks) => {
                 let mut staging = self.replica.staging();

@@ -33,10 +33,10 @@ impl Worker {
     }
 }
 
-struct Faulty {
-    inner: Box<dyn Collective>,
-    at: At,
-    fault: Fault,
+pub struct Faulty {
+    pub inner: Box<dyn Collective>,
+    pub at: At,
+    pub fault: Fault,
 }
 
 impl Faulty {
@@ -86,6 +86,11 @@ impl Collective for Faulty {
 
     fn all_reduce(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
         let exchange = |ring: &mut dyn Collective, data: &mut [f32]| ring.all_reduce(tag, data);
+        self.call(tag, data, exchange, |x| *x = f32::INFINITY, |x| *x += 1.0)
+    }
+
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let exchange = |ring: &mut dyn Collective, data: &mut [f32]| ring.all_reduce_bf16(tag, data);
         self.call(tag, data, exchange, |x| *x = f32::INFINITY, |x| *x += 1.0)
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, RingListener, RingSpec, Secret};
+use musher_collective::{Aborter, Collective, Purpose, RingListener, RingSpec, Secret};
 use musher_dataset::{
     DataWarning, Dataset, ImageCache, Warnings,
     synth::{self, SynthOptions},
@@ -21,11 +21,15 @@ use musher_proto::{
     message::{Form, Start, Synced, Train},
 };
 use musher_worker::train::{
-    Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, TrainError, Trainer, TrainingData,
+    Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer,
+    TrainingData,
 };
 use tempfile::TempDir;
 
-use crate::start;
+use crate::{
+    fault::{At, Fault, Faulty},
+    start,
+};
 
 /// Far longer than anything that works takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +48,8 @@ pub fn job() -> JobConfig {
     job.train.global_batch = GLOBAL_BATCH as u32;
     job.train.epochs = 4;
     job.train.learning_rate = 3e-3;
+    // Several, also of this small network.
+    job.train.bucket_mb = 0.1;
     job
 }
 
@@ -132,6 +138,8 @@ pub struct Worker {
     pub losses: Vec<f64>,
     /// What it is told of the next sync: its state is the donor's already.
     pub holds_it: bool,
+    /// In the generation to be formed.
+    pub batch_norm_goes_wrong: Option<(At, Fault)>,
 }
 
 impl Worker {
@@ -140,7 +148,8 @@ impl Worker {
         let data = pets.training_data();
         let trainer = Trainer::new(Arc::new(job.clone()), data, tch::Device::Cpu, board).unwrap();
         let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Self { trainer, listener, member: None, losses: Vec::new(), holds_it: false }
+        let (member, losses, batch_norm_goes_wrong) = (None, Vec::new(), None);
+        Self { trainer, listener, member, losses, holds_it: false, batch_norm_goes_wrong }
     }
 
     pub fn new_team(pets: &Pets, job: &JobConfig, world: usize) -> Vec<Self> {
@@ -230,15 +239,27 @@ impl Team {
         team.each_ranked(|rank, worker| {
             let spec = RingSpec {
                 generation,
+                purpose: Purpose::Steps,
                 rank,
                 addresses: addresses.clone(),
                 secret: Secret([7; 32]),
                 patience: PATIENCE,
             };
             let aborter = Aborter::new().unwrap();
-            let ring = worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap();
-            let (generation, collective) = (Generation(generation), Box::new(ring));
-            worker.member = Some(Membership { generation, collective });
+            let form = |purpose| {
+                let spec = RingSpec { purpose, ..spec.clone() };
+                worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap()
+            };
+            let (generation, collective) = (Generation(generation), Box::new(form(Purpose::Steps)));
+            let synchronises = worker.trainer.synchronises_batch_norm();
+            let batch_norm = synchronises.then(|| {
+                let mut ring: Box<dyn Collective> = Box::new(form(Purpose::BatchNorm));
+                if let Some((at, fault)) = worker.batch_norm_goes_wrong.take() {
+                    ring = Box::new(Faulty { inner: ring, at, fault });
+                }
+                SyncBatchNorm::new(ring, worker.trainer.board.clone())
+            });
+            worker.member = Some(Membership { generation, collective, batch_norm });
         });
         team
     }

@@ -9,12 +9,15 @@ mod harness;
 mod start;
 
 mod agreement;
+mod compression;
 mod device_data;
 mod loss_of_a_peer;
 mod marks;
+mod overlap;
 mod pause;
 mod reference;
 mod skipped;
 mod sync;
+mod sync_batch_norm;
 mod validation;
 mod world_size;

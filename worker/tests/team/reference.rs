@@ -40,7 +40,10 @@ fn assert_as_reference(name: &str, job: &JobConfig) {
 
 #[test]
 fn a_team_takes_the_steps_of_pytorch() {
-    assert_as_reference("plain", &reference_job());
+    let mut job = reference_job();
+    // One bucket: at this rate the last steps magnify the order of summation a thousandfold.
+    job.train.bucket_mb = 25.0;
+    assert_as_reference("plain", &job);
 }
 
 #[test]

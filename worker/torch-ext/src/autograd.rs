@@ -1,9 +1,12 @@
 //! Gradients as views of somebody else's buffer, and the moment one is complete.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 
 use tch::Tensor;
+use torch_sys::C_tensor;
 
 use crate::ffi::{self, Error};
 
@@ -33,6 +36,40 @@ pub fn on_gradient_accumulated<F: FnMut() + Send + 'static>(
         ffi::torch_ext_on_gradient_accumulated(param.as_ptr().cast_mut(), context, call::<F>, release::<F>)
     };
     ffi::check(message)
+}
+
+/// Replaces the gradient of `tensor` by what `change` makes of it, on its way further back in each backward pass.
+///
+/// `tensor` must be computed from something that requires a gradient. The closure lives as long as the graph, which it
+/// must not own: give it detached tensors. It runs where the gradient is computed, as in
+/// [`on_gradient_accumulated`]; if it panics or returns `None`, that backward pass returns an error.
+pub fn on_gradient<F>(tensor: &Tensor, change: F) -> Result<(), Error>
+where
+    F: FnMut(&Tensor) -> Option<Tensor> + Send + 'static,
+{
+    let context = Box::into_raw(Box::new(change)).cast::<c_void>();
+    // SAFETY: the tensor is live for the call. `context` is a fresh box of F that only the shim holds from here on; it
+    // calls `replace::<F>` from the one thread of a backward pass and `release::<F>` once, last.
+    let message = unsafe {
+        ffi::torch_ext_on_gradient(tensor.as_ptr().cast_mut(), context, replace::<F>, release::<F>)
+    };
+    ffi::check(message)
+}
+
+extern "C" fn replace<F>(context: *mut c_void, gradient: *mut C_tensor) -> *mut C_tensor
+where
+    F: FnMut(&Tensor) -> Option<Tensor>,
+{
+    // SAFETY: the shim hands back the box's pointer, not yet released, and never twice at a time.
+    let change = unsafe { &mut *context.cast::<F>() };
+    let call = AssertUnwindSafe(|| {
+        // SAFETY: the shim lends a live tensor for the call; this is a handle of its own to it.
+        let gradient = unsafe { Tensor::clone_from_ptr(gradient) };
+        change(&gradient)
+    });
+    let Ok(Some(changed)) = catch_unwind(call) else { return ptr::null_mut() };
+    // The shim owns it from here on.
+    ManuallyDrop::new(changed).as_mut_ptr()
 }
 
 extern "C" fn call<F: FnMut()>(context: *mut c_void) -> bool {
@@ -104,6 +141,34 @@ mod tests {
         assert!(error.to_string().contains("a gradient hook panicked"), "{error}");
         on_gradient_accumulated(&param, || ()).unwrap();
         (&param * 2.0).sum(Kind::Float).f_backward().unwrap();
+    }
+
+    #[test]
+    fn a_gradient_is_changed_on_its_way_alone() {
+        let released = Arc::new(());
+        let held = released.clone();
+        let param = leaf();
+        let doubled = &param * 2.0;
+        let change = move |gradient: &Tensor| Some(gradient * 10.0 + Arc::strong_count(&held) as f64);
+        on_gradient(&doubled, change).unwrap();
+        (&doubled + &param).sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(&param.grad()).unwrap(), [25.0; 3], "twice 10 + 2, and 1");
+        drop(doubled);
+        assert_eq!(Arc::strong_count(&released), 1);
+    }
+
+    #[test]
+    fn a_gradient_that_cannot_be_changed_fails_the_backward_pass_alone() {
+        for panics in [false, true] {
+            let param = leaf();
+            let doubled = &param * 2.0;
+            let change = move |_: &Tensor| if panics { panic!("as asked by the test") } else { None };
+            on_gradient(&doubled, change).unwrap();
+            let error = doubled.sum(Kind::Float).f_backward().unwrap_err();
+            assert!(error.to_string().contains("a gradient hook failed"), "{error}");
+            (&param * 2.0).sum(Kind::Float).f_backward().unwrap();
+        }
+        assert!(on_gradient(&leaf(), |_| None).is_err(), "a leaf's gradient is accumulated, not passed on");
     }
 
     #[test]

@@ -27,6 +27,13 @@ unsafe extern "C" {
 
     pub(crate) fn torch_ext_set_grad(param: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
 
+    pub(crate) fn torch_ext_on_gradient(
+        tensor: *mut C_tensor,
+        context: *mut c_void,
+        call: extern "C" fn(*mut c_void, *mut C_tensor) -> *mut C_tensor,
+        drop: extern "C" fn(*mut c_void),
+    ) -> *mut c_char;
+
     pub(crate) fn torch_ext_on_gradient_accumulated(
         param: *mut C_tensor,
         context: *mut c_void,

@@ -74,6 +74,20 @@ char *torch_ext_set_grad(at::Tensor *param, at::Tensor *grad) {
   });
 }
 
+// Takes `context` over, whatever happens. `call` borrows its tensor, and gives a new one away, or null.
+char *torch_ext_on_gradient(at::Tensor *tensor, void *context, at::Tensor *(*call)(void *, const at::Tensor *),
+                            void (*drop)(void *)) {
+  return guarded([&] {
+    auto closure = std::shared_ptr<void>(context, drop);
+    TORCH_CHECK(tensor->requires_grad() && !tensor->is_leaf(), "only what is computed from parameters has a gradient to change");
+    tensor->register_hook([closure, call](const at::Tensor &grad) {
+      auto changed = std::unique_ptr<at::Tensor>(call(closure.get(), &grad));
+      if (!changed) throw std::runtime_error("a gradient hook failed");
+      return *changed;
+    });
+  });
+}
+
 // Takes `context` over, whatever happens.
 char *torch_ext_on_gradient_accumulated(at::Tensor *param, void *context, bool (*call)(void *), void (*drop)(void *)) {
   return guarded([&] {

@@ -52,6 +52,7 @@ impl<'a> Dial<'a> {
             world: member.world,
             from: member.rank,
             to: member.successor(),
+            purpose: spec.purpose,
         };
         Self {
             secret: &spec.secret,

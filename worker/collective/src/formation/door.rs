@@ -65,6 +65,7 @@ impl<'a> Door<'a> {
             world: member.world,
             from: member.predecessor(),
             to: member.rank,
+            purpose: spec.purpose,
         };
         Self {
             listener,

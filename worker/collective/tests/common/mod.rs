@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, CollectiveError, Ring, RingListener, RingSpec, Secret};
+use musher_collective::{Aborter, CollectiveError, Purpose, Ring, RingListener, RingSpec, Secret};
 
 /// Far longer than anything that works takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,6 +23,7 @@ pub fn addresses(listeners: &[RingListener]) -> Vec<SocketAddr> {
 pub fn spec(rank: u32, addresses: &[SocketAddr]) -> RingSpec {
     RingSpec {
         generation: 3,
+        purpose: Purpose::Steps,
         rank,
         addresses: addresses.to_vec(),
         secret: Secret([42; 32]),

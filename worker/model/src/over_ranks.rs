@@ -1,0 +1,309 @@
+//! Batch norm over the batches of all ranks: one sum over the ranks in forward, one in backward. How ranks are
+//! reached is the caller's; this knows tensors and the order of the sums.
+//!
+//! With the statistics of all values, forward is batch norm with given statistics. Backward through it gives
+//! `g = w / std * dy`, the gradient for constant statistics, and this rank's part of the parameters' gradients. That
+//! the statistics depend on the input takes from `g` its components along 1 and along the normalised input `x̂`,
+//! channel by channel over the values of all ranks (Ioffe & Szegedy, "Batch Normalization", 2015):
+//!
+//! ```text
+//! dx = g - mean(g) - x̂ mean(g x̂)
+//! ```
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::{Device, Kind, TchError, Tensor, no_grad};
+
+use crate::pooling;
+
+/// Adds up numbers over the ranks.
+pub trait SumOverRanks: Send {
+    /// Sums `numbers` elementwise over all ranks, in place and in a fixed order. All ranks make the same calls in
+    /// the same order; `call` tells those of one forward and backward pass apart. `None`: it failed, as will the
+    /// pass; why is for the implementation to keep.
+    fn sum(&mut self, call: u32, numbers: &mut [f64]) -> Option<()>;
+}
+
+/// This rank's part in a forward pass over the batches of all ranks, and in its backward pass.
+#[derive(Clone)]
+pub struct OverRanks {
+    pub sums: Arc<Mutex<dyn SumOverRanks>>,
+    /// False for one whose batch is none: it takes part, but what it computes counts for nothing.
+    pub counts: bool,
+}
+
+impl OverRanks {
+    fn sum(&self, call: u32, numbers: &mut [f64]) -> Option<()> {
+        if !self.counts {
+            numbers.fill(0.0);
+        }
+        self.lock().sum(call, numbers)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, dyn SumOverRanks + 'static> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A batch norm's own tensors, each [C], and numbers.
+pub struct Norm<'a> {
+    /// Numbers the network's batch norms.
+    pub layer: u32,
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    /// Moved, like PyTorch's, by all ranks alike.
+    pub running_mean: &'a Tensor,
+    pub running_var: &'a Tensor,
+    pub momentum: f64,
+    pub eps: f64,
+}
+
+/// Batch norm of `x` [N, C, H, W] f32 in training, as if the batches of all ranks were one.
+pub fn batch_norm(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Tensor, TchError> {
+    let statistics = no_grad(|| Statistics::new(x, norm, ranks))?;
+    no_grad(|| statistics.move_running(norm))?;
+    // An alias, for the hook to see what comes back through this layer alone.
+    let input = x.f_alias()?;
+    if input.requires_grad() {
+        let (statistics, x, ranks, layer) = (statistics.clone(), x.f_detach()?, ranks.clone(), norm.layer);
+        let project = move |gradient: &Tensor| statistics.project(gradient, &x, layer, &ranks).ok();
+        torch_ext::on_gradient(&input, project).map_err(|error| TchError::Torch(error.to_string()))?;
+    }
+    statistics.normalise(&input, Some(norm.weight), Some(norm.bias))
+}
+
+/// Of the values of all ranks, each [C].
+struct Statistics {
+    mean: Tensor,
+    /// Biased.
+    var: Tensor,
+    eps: f64,
+    /// In each channel.
+    values: f64,
+}
+
+impl Clone for Statistics {
+    fn clone(&self) -> Self {
+        Self { mean: self.mean.shallow_clone(), var: self.var.shallow_clone(), ..*self }
+    }
+}
+
+impl Statistics {
+    fn new(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Self, TchError> {
+        let (var, mean) = x.f_var_mean_correction(&OVER_VALUES[..], 0, false)?;
+        let (mut mean, mut var) = (numbers::<f32>(&mean)?, numbers::<f32>(&var)?);
+        let mut sums = pooling::moments(&mean, &var, (x.numel() / mean.len()) as u64);
+        ranks.sum(2 * norm.layer, &mut sums).ok_or_else(failed)?;
+        pooling::pool(&sums, &mut mean, &mut var);
+        let to_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(x.device());
+        Ok(Self { mean: to_device(&mean)?, var: to_device(&var)?, eps: norm.eps, values: sums[0] })
+    }
+
+    /// Running variances are unbiased.
+    fn move_running(&self, norm: &Norm) -> Result<(), TchError> {
+        let unbiased = self.var.f_mul_scalar(self.values / (self.values - 1.0))?;
+        for (running, new) in [(norm.running_mean, &self.mean), (norm.running_var, &unbiased)] {
+            let _ = running.shallow_clone().f_lerp_(new, norm.momentum)?;
+        }
+        Ok(())
+    }
+
+    fn normalise(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, TchError> {
+        x.f_batch_norm(weight, bias, Some(&self.mean), Some(&self.var), false, 0.0, self.eps, true)
+    }
+
+    /// From the gradient for constant statistics to the whole one.
+    fn project(
+        &self,
+        gradient: &Tensor,
+        x: &Tensor,
+        layer: u32,
+        ranks: &OverRanks,
+    ) -> Result<Tensor, TchError> {
+        let normalised = self.normalise(x, None, None)?;
+        let per_channel = |values: &Tensor| values.f_sum_dim_intlist(&OVER_VALUES[..], false, Kind::Float);
+        let along_one = per_channel(gradient)?;
+        let along_x = per_channel(&gradient.f_mul(&normalised)?)?;
+        let mut sums = numbers::<f64>(&Tensor::f_cat(&[along_one, along_x], 0)?)?;
+        ranks.sum(2 * layer + 1, &mut sums).ok_or_else(failed)?;
+        if !ranks.counts {
+            return gradient.f_zeros_like();
+        }
+        let means: Vec<f32> = sums.iter().map(|sum| (sum / self.values) as f32).collect();
+        let means = Tensor::f_from_slice(&means)?.f_to_device(x.device())?.f_view([2, -1, 1, 1])?;
+        gradient.f_sub(&means.f_get(0)?)?.f_addcmul(&normalised, &means.f_get(1)?.f_neg()?)
+    }
+}
+
+/// All dimensions of [N, C, H, W] but the channels'.
+const OVER_VALUES: [i64; 3] = [0, 2, 3];
+
+fn numbers<T: tch::kind::Element>(tensor: &Tensor) -> Result<Vec<T>, TchError>
+where
+    Vec<T>: TryFrom<Tensor, Error = TchError>,
+{
+    tensor.f_to_device(Device::Cpu)?.f_to_kind(T::KIND)?.try_into()
+}
+
+fn failed() -> TchError {
+    TchError::Torch("the exchange of batch norm's sums failed".into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    const CHANNELS: i64 = 5;
+    const SIDE: i64 = 4;
+    const MOMENTUM: f64 = 0.1;
+    const EPS: f64 = 1e-3;
+
+    /// A team of threads that sum in the order of their ranks.
+    struct Team {
+        gathered: Mutex<Vec<Vec<f64>>>,
+        met: Barrier,
+    }
+
+    struct Member {
+        team: Arc<Team>,
+        rank: usize,
+    }
+
+    impl SumOverRanks for Member {
+        fn sum(&mut self, _call: u32, numbers: &mut [f64]) -> Option<()> {
+            let Team { gathered, met } = &*self.team;
+            gathered.lock().unwrap()[self.rank] = numbers.to_vec();
+            met.wait();
+            numbers.fill(0.0);
+            for part in &*gathered.lock().unwrap() {
+                numbers.iter_mut().zip(part).for_each(|(sum, number)| *sum += number);
+            }
+            met.wait();
+            Some(())
+        }
+    }
+
+    /// What one pass over a batch leaves: outputs and gradients of inputs [N, C, H, W]; gradients of weight and
+    /// bias, running mean and variance [C].
+    type Pass = [Tensor; 6];
+
+    fn tensor(shape: &[i64], step: f64) -> Tensor {
+        let len: i64 = shape.iter().product();
+        let wave = (Tensor::arange(len, (Kind::Double, Device::Cpu)) * step).sin() * 1.5 + 0.7;
+        wave.to_kind(Kind::Float).view(shape)
+    }
+
+    fn pass(x: &Tensor, dy: &Tensor, norm: impl FnOnce(&Tensor, &Norm) -> Tensor) -> Pass {
+        let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
+        let x = leaf(x);
+        let (weight, bias) = (leaf(&tensor(&[CHANNELS], 0.9)), leaf(&tensor(&[CHANNELS], 0.4)));
+        let (running_mean, running_var) = (tensor(&[CHANNELS], 0.3), tensor(&[CHANNELS], 0.2).square() + 0.1);
+        let parts = Norm {
+            layer: 0,
+            weight: &weight,
+            bias: &bias,
+            running_mean: &running_mean,
+            running_var: &running_var,
+            momentum: MOMENTUM,
+            eps: EPS,
+        };
+        let y = norm(&x, &parts);
+        (&y * dy).sum(Kind::Float).backward();
+        let gradients = [x.grad(), weight.grad(), bias.grad()];
+        let [dx, dw, db] = gradients;
+        [y.detach(), dx, dw, db, running_mean.detach(), running_var.detach()]
+    }
+
+    fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
+        let error = (found - expected).abs().max().double_value(&[]);
+        let scale = expected.abs().max().double_value(&[]);
+        assert!(error <= 1e-5 * scale.max(1.0), "{what}: {error:e} of {scale}");
+    }
+
+    /// Shares of the batch for each rank; an empty one computes on samples of its own that count for nothing.
+    fn assert_as_whole(shares: &[i64]) {
+        let samples: i64 = shares.iter().sum();
+        let shape = [samples, CHANNELS, SIDE, SIDE];
+        let (x, dy) = (tensor(&shape, 0.731), tensor(&shape, 1.37));
+        let [y, dx, dw, db, mean, var] = pass(&x, &dy, |x, norm| {
+            let (weight, bias) = (Some(norm.weight), Some(norm.bias));
+            let (mean, var) = (Some(norm.running_mean), Some(norm.running_var));
+            x.batch_norm(weight, bias, mean, var, true, MOMENTUM, EPS, false)
+        });
+
+        let world = shares.len();
+        let gathered = Mutex::new(vec![Vec::new(); world]);
+        let team = Arc::new(Team { gathered, met: Barrier::new(world) });
+        let mut start = 0;
+        let ranks: Vec<_> = (0..world)
+            .map(|rank| {
+                let (share, first) = (shares[rank], start);
+                start += share;
+                let part = |whole: &Tensor| match share {
+                    0 => Tensor::full([1, CHANNELS, SIDE, SIDE], 9.0, (Kind::Float, Device::Cpu)),
+                    _ => whole.narrow(0, first, share),
+                };
+                let (x, dy) = (part(&x), if share == 0 { part(&dy) * 0.0 } else { part(&dy) });
+                let sums: Arc<Mutex<dyn SumOverRanks>> =
+                    Arc::new(Mutex::new(Member { team: team.clone(), rank }));
+                let ranks = OverRanks { sums, counts: share > 0 };
+                thread::spawn(move || pass(&x, &dy, |x, norm| batch_norm(x, norm, &ranks).unwrap()))
+            })
+            .collect();
+        let ranks: Vec<Pass> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+
+        let rows = |index: usize| {
+            let rows = ranks.iter().zip(shares).filter(|(_, share)| **share > 0);
+            Tensor::cat(&rows.map(|(pass, _)| pass[index].shallow_clone()).collect::<Vec<_>>(), 0)
+        };
+        let summed = |index: usize| ranks.iter().map(|pass| pass[index].shallow_clone()).sum::<Tensor>();
+        assert_close(&rows(0), &y, "forward");
+        assert_close(&rows(1), &dx, "gradient of the input");
+        assert_close(&summed(2), &dw, "gradient of the weight");
+        assert_close(&summed(3), &db, "gradient of the bias");
+        for (pass, share) in ranks.iter().zip(shares) {
+            assert_close(&pass[4], &mean, "running mean");
+            assert_close(&pass[5], &var, "running variance");
+            assert_eq!(pass[4], ranks[0][4], "the same bits on all ranks");
+            assert_eq!(pass[5], ranks[0][5], "the same bits on all ranks");
+            assert!(*share > 0 || pass[1].abs().max().double_value(&[]) == 0.0, "an empty share's gradient");
+        }
+    }
+
+    #[test]
+    fn any_shares_give_the_batch_norm_of_the_whole_batch() {
+        for shares in [&[4][..], &[2, 2], &[1, 3], &[2, 1, 3], &[3, 0, 2], &[0, 1, 0]] {
+            assert_as_whole(shares);
+        }
+    }
+
+    struct Broken;
+
+    impl SumOverRanks for Broken {
+        fn sum(&mut self, call: u32, _numbers: &mut [f64]) -> Option<()> {
+            // Forward's goes through.
+            (call == 0).then_some(())
+        }
+    }
+
+    #[test]
+    fn an_exchange_that_breaks_in_backward_fails_the_pass() {
+        let x = tensor(&[2, CHANNELS, SIDE, SIDE], 0.5).set_requires_grad(true);
+        let own = [0.1, 0.2, 0.3, 0.4].map(|step| tensor(&[CHANNELS], step));
+        let [weight, bias, running_mean, running_var] = &own;
+        let norm = Norm { layer: 0, weight, bias, running_mean, running_var, momentum: MOMENTUM, eps: EPS };
+        let ranks = OverRanks { sums: Arc::new(Mutex::new(Broken)), counts: true };
+        let y = batch_norm(&x, &norm, &ranks).unwrap();
+        assert!(y.sum(Kind::Float).f_backward().is_err());
+        assert!(!x.grad().defined());
+    }
+}
