@@ -38,7 +38,7 @@ impl Core {
         }
     }
 
-    /// Tells the workers, and lingers until they have heard it.
+    /// Tells the workers, and lingers until they have heard it; one that was put out lately may still come.
     pub(super) fn finish(&mut self, status: Status, now: Time, out: &mut Vec<Action>) {
         if let Some(open) = self.checkpoint.take() {
             out.push(Action::AbandonCheckpoint { checkpoint: open.commit.checkpoint });
@@ -54,8 +54,12 @@ impl Core {
             Status::Failed { reason } => RunEvent::RunFailed { reason: reason.clone() },
             Status::Finished(_) | Status::Stopped => RunEvent::RunFinished { outcome: outcome.clone() },
         }));
-        self.phase =
-            Phase::Lingering { outcome, until: now + seconds(self.job.server.linger_s), expecting: false };
+        self.phase = Phase::Lingering {
+            outcome,
+            until: now + seconds(self.job.server.linger_s),
+            // It is to hear of the end, not to look for a coordinator that is gone.
+            expecting: self.removed.is_some_and(|at| now < at + self.heartbeat_timeout()),
+        };
     }
 
     fn outcome(&self, status: Status) -> Outcome {

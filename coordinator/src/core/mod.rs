@@ -92,6 +92,8 @@ pub struct Core {
     state_bytes: u64,
     /// Workers that were put out lately: until when, and how often in a row.
     bench: BTreeMap<WorkerId, Bench>,
+    /// When a worker was put out last that may live, and come back.
+    removed: Option<Time>,
     /// What went wrong last, for people who ask.
     last_trouble: Option<String>,
     /// When `handle` was asked to be called again at the latest.
@@ -461,6 +463,7 @@ impl Core {
         let message = Fenced { term: self.fences.term, generation, body: ToWorker::Abort { reason } };
         out.push(Action::Send { session, message });
         out.push(Action::CloseSession { session });
+        self.removed = Some(now);
         self.peer_lost(session, departure, now, out);
     }
 

@@ -46,6 +46,7 @@ impl Core {
             roster: state.roster,
             state_bytes: state.state_bytes,
             bench: BTreeMap::new(),
+            removed: None,
             last_trouble: None,
             asked: None,
             forgave: None,

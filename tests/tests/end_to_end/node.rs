@@ -68,6 +68,7 @@ fn a_worker_that_is_stuck_is_removed_and_ends_and_is_started_again() {
     let data = scene.data_of(TRAIN, 12);
     let job = job(&data)
         .set("train.epochs", 1000)
+        .set("early_stopping.patience", 1000)
         .set("data.cache_mb", 0)
         .set("cluster.heartbeat_timeout_s", 1.5)
         .set("cluster.step_timeout_s", 2);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use musher_proto::{
     ids::{Epoch, Generation, Step},
-    message::{FromWorker, Interrupted, Start, ToWorker},
+    message::{Finish, FromWorker, Interrupted, Start, ToWorker},
 };
 
 use super::sim::{Move, Sim, heartbeat, job};
@@ -142,6 +142,27 @@ fn silence_removes_a_worker() {
     assert!(sim.actions.contains(&Action::CloseSession { session: b }));
     let silent = sim.events.iter().any(|e| matches!(e, RunEvent::WorkerLeft { departure, .. } if departure.to_string().starts_with("it was silent for 10.0 s")));
     assert!(silent && sim.phase() == "waiting for workers");
+}
+
+#[test]
+fn one_that_was_removed_at_the_very_end_still_hears_of_it() {
+    let mut sim = two_workers();
+    let (a, b) = (sim.session_of("a").unwrap(), sim.session_of("b").unwrap());
+    sim.until(|sim| sim.phase() == "training");
+    sim.now += Duration::from_secs(10);
+    sim.say(a, Generation(0), FromWorker::Progress(heartbeat()));
+    assert!(sim.actions.contains(&Action::CloseSession { session: b }));
+    sim.tell(Event::TeamLost { reason: "enough".into() });
+    sim.say(a, Generation(0), FromWorker::Goodbye);
+    sim.tell(Event::SessionClosed { session: a, reason: "it left".into() });
+    assert_eq!((sim.phase(), sim.outcome.is_none()), ("ended", true), "it lingers");
+    let again = sim.reconnect(b).unwrap();
+    sim.run();
+    let told = sim.actions.iter().any(|action| {
+        matches!(action, Action::Send { session, message } if *session == again
+            && matches!(message.body, ToWorker::Finish(Finish::Failed { .. })))
+    });
+    assert!(told);
 }
 
 #[test]
