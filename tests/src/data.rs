@@ -16,6 +16,9 @@ use crate::binaries;
 const TRAIN: &str = "annotations/trainval.txt";
 const VAL: &str = "annotations/test.txt";
 
+/// As many training and validation samples are drawn as any test links.
+const DRAWN: [usize; 2] = [230, 160];
+
 /// A data set in the Oxford-IIIT Pet layout whose lists and files are the test's own.
 #[derive(Debug)]
 pub struct DataSet {
@@ -111,13 +114,14 @@ pub fn real_pets() -> Option<PathBuf> {
 }
 
 fn drawn() -> PathBuf {
-    let kept = binaries::directory().join("drawn-pets");
+    let [train, val] = DRAWN.map(|count| count.to_string());
+    let kept = binaries::directory().join(format!("drawn-pets-{train}-{val}"));
     if !kept.exists() {
         let aside = kept.with_extension(process::id().to_string());
         let drawing = Command::new(binaries::musher())
             .args(["data", "synth"])
             .arg(&aside)
-            .args(["--train", "230", "--val", "24"])
+            .args(["--train", &train, "--val", &val])
             .output()
             .expect("musher can be started");
         assert!(drawing.status.success(), "{}", String::from_utf8_lossy(&drawing.stderr));

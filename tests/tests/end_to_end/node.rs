@@ -67,8 +67,7 @@ fn a_worker_that_is_stuck_is_removed_and_ends_and_is_started_again() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
     let job = job(&data)
-        .set("train.epochs", 1000)
-        .set("early_stopping.patience", 1000)
+        .endless()
         .set("data.cache_mb", 0)
         .set("cluster.heartbeat_timeout_s", 1.5)
         .set("cluster.step_timeout_s", 2);
@@ -113,7 +112,7 @@ fn swallow_one_reader(scene: &Scene, link: &Path) -> OwnedFd {
 fn a_node_that_is_told_to_stop_drains_its_workers() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let mut run = scene.serve(&job(&data).set("train.epochs", 1000), "drained", &[]);
+    let mut run = scene.serve(&job(&data).endless(), "drained", &[]);
     let node = join(&scene, &run);
     run.wait_for_mid_epoch();
     let workers = [0, 1].map(|rank| node.worker(rank));
@@ -135,7 +134,7 @@ fn a_node_that_is_told_to_stop_drains_its_workers() {
 fn a_node_ends_its_workers_at_once_when_it_is_told_to_twice_and_they_end_with_it() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, 12);
-    let job = job(&data).set("train.epochs", 1000);
+    let job = job(&data).endless();
     for fatal in [Signal::INT, Signal::KILL] {
         let mut run = scene.serve(&job, &format!("ended-by-{}", fatal.as_raw()), &[]);
         let node = join(&scene, &run);

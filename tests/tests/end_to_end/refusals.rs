@@ -136,7 +136,7 @@ fn an_earlier_run_is_not_touched() {
 #[test]
 fn a_run_that_is_going_on_is_not_resumed() {
     let scene = Scene::new();
-    let job = Job::tiny(&scene.data()).set("train.epochs", 1000);
+    let job = Job::tiny(&scene.data()).endless();
     let mut run = scene.launch(&job, "busy", 1, &[]);
     run.wait_for_nth("epoch_started", 1);
     let second = scene.launch(&job, "busy", 1, &["--resume"]).wait().expect_code(2);

@@ -20,6 +20,7 @@ fn job(data: &DataSet) -> Job {
         .on_one_port()
         .set("cluster.workers", 2)
         .set("cluster.heartbeat_timeout_s", 30)
+        .set("checkpoint.every_steps", 4)
         .set("train.epochs", 3)
 }
 
@@ -61,7 +62,7 @@ fn in_the_middle_of_an_epoch_the_generation_goes_on() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, VAL);
     let (before, run) = survives(&scene, &job(&data), |run| {
-        run.wait_for("progress", |event| event.name() == "progress" && event.number("step") > 0);
+        run.wait_for_mid_epoch();
     });
     nothing_was_lost(&before, &run, &data);
     let formed = before.iter().filter(|event| event.name() == "generation_formed").collect::<Vec<_>>();
@@ -86,9 +87,8 @@ fn during_validation() {
 fn in_the_middle_of_a_checkpoint() {
     let scene = Scene::new();
     let data = scene.data_of(TRAIN, VAL);
-    let job = job(&data).set("checkpoint.every_steps", 4);
     let mut caught = None;
-    let (before, run) = survives(&scene, &job, |run| {
+    let (before, run) = survives(&scene, &job(&data), |run| {
         caught = Some(run.stop_in_a_checkpoint(run.id()));
     });
     nothing_was_lost(&before, &run, &data);
@@ -108,7 +108,7 @@ fn with_a_worker_that_died_meanwhile() {
     let job = job(&data).set("cluster.heartbeat_timeout_s", 2).set("cluster.workers", 3);
     let mut run = scene.serve(&job, "bereaved", &[]);
     let mut workers = ["ox", "mule", "dog"].map(|name| scene.join(&run, name, &[]));
-    run.wait_for("progress", |event| event.name() == "progress" && event.number("step") > 0);
+    run.wait_for_mid_epoch();
     let before = run.kill();
     workers[1].kill_with_children();
     // Longer than a coordinator listens: what workers hold does not depend on it.
@@ -127,7 +127,7 @@ fn with_a_worker_that_died_meanwhile() {
 #[test]
 fn workers_that_were_launched_end_with_a_launcher_that_is_killed() {
     let scene = Scene::new();
-    let job = Job::tiny(&scene.data()).set("train.epochs", 1000);
+    let job = Job::tiny(&scene.data()).endless();
     let mut run = scene.launch(&job, "killed", 2, &[]);
     run.wait_for_nth("epoch_started", 1);
     let workers = [0, 1].map(|rank| run.worker(rank));

@@ -13,7 +13,7 @@ use musher_tests::{DataSet, Job, Scene, process::until};
 fn workers_join_a_served_run_which_can_be_asked_and_stopped() {
     let scene = Scene::new();
     let data = scene.data();
-    let job = Job::tiny(&data).set("train.epochs", 1000).set("cluster.workers", 2);
+    let job = Job::tiny(&data).endless().set("cluster.workers", 2);
     let mut run = scene.serve(&job, "served", &[]);
     let address = run.address();
     let workers = ["ox", "mule"].map(|name| scene.join(&run, name, &[]));
@@ -26,7 +26,7 @@ fn workers_join_a_served_run_which_can_be_asked_and_stopped() {
         },
         || "the status shows no progress".into(),
     );
-    assert_eq!((&status["run"], &status["epochs"]), (&"tiny".into(), &1000.into()));
+    assert_eq!((&status["run"], &status["epochs"]), (&"tiny".into(), &100_000.into()));
     assert_eq!(status["train_samples"], data.train.len());
     let members = status["workers"].as_array().expect("a list");
     let names: Vec<_> = members.iter().map(|member| member["worker"].as_str()).collect();
