@@ -159,7 +159,7 @@ pub fn resume_point(
 }
 
 /// What may not change between a run's start and its resumption.
-const PINNED: [&str; 16] = [
+const PINNED: [&str; 18] = [
     "seed",
     "data.image_size",
     "data.normalize",
@@ -175,15 +175,20 @@ const PINNED: [&str; 16] = [
     "model.sync_batch_norm",
     "train.global_batch",
     "train.schedule",
+    "train.class_weights",
+    "train.dice_weight",
     "early_stopping.monitor",
 ];
 
 fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
-    let now = serde_json::to_value(job).expect("a job is plain data");
+    let plain = |job: &JobConfig| serde_json::to_value(job).expect("a job is plain data");
+    let (now, defaults) = (plain(job), plain(&JobConfig::default()));
     let value =
         |job: &Value, key: &str| key.split('.').try_fold(job.clone(), |at, part| at.get(part).cloned());
     for key in PINNED {
-        let (then, now) = (value(&manifest.config, key), value(&now, key));
+        // A key that is younger than the checkpoint had its default.
+        let then = value(&manifest.config, key).or_else(|| value(&defaults, key));
+        let now = value(&now, key);
         if then != now {
             let show = |value: Option<Value>| value.map_or_else(|| "absent".into(), |v| v.to_string());
             return Err(RunDirError::JobChanged { key, then: show(then), now: show(now) });

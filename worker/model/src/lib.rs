@@ -22,6 +22,7 @@ mod init;
 
 mod buckets;
 mod gradients;
+mod loss;
 mod pooling;
 mod state;
 mod weights;
@@ -32,6 +33,7 @@ pub mod metrics;
 
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
 pub use gradients::GradientNorm;
+pub use loss::LossOptions;
 pub use options::{Encoder, ModelOptions};
 pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};

@@ -10,6 +10,7 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::Error;
 use crate::flat::Flat;
+use crate::layout::is_encoder;
 
 /// Names listed at most in a message.
 const LISTED: usize = 6;
@@ -63,10 +64,6 @@ fn tensors(flat: &Flat, part: Part) -> BTreeMap<String, &Tensor> {
     let parameters = flat.parameters().map(|(spec, tensor)| (spec.name.clone(), tensor));
     let all = parameters.chain(flat.running_statistics());
     all.filter(|(name, _)| part == Part::Whole || is_encoder(name)).collect()
-}
-
-fn is_encoder(name: &str) -> bool {
-    !name.starts_with("decoder.") && !name.starts_with("head.")
 }
 
 fn misfits(expected: &BTreeMap<String, &Tensor>, file: &SafeTensors, part: Part) -> Vec<String> {

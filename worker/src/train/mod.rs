@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use musher_collective::{Collective, CollectiveError};
 use musher_dataset::DatasetError;
-use musher_model::{Encoder, ModelOptions, Replica};
+use musher_model::{Encoder, LossOptions, ModelOptions, Replica};
 use musher_proto::{
     ids::{Generation, Rank},
     job::{self, JobConfig},
@@ -27,12 +27,14 @@ use musher_proto::{
 use tch::Device;
 use thiserror::Error;
 
+pub(crate) use data::Input;
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
 pub use sync_norm::SyncBatchNorm;
+pub use validate::{evaluate, validation_units};
 
 /// Why the work of a generation, or of the whole run, can't go on.
 #[derive(Debug, Error)]
@@ -159,7 +161,21 @@ impl Trainer {
 
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
-    let options = ModelOptions {
+    let mut replica = Replica::new(&model_options(job), job.seed, device)?;
+    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
+    if job.train.encoder_learning_rate > 0.0 {
+        replica.set_encoder_rate(job.train.encoder_learning_rate / job.train.learning_rate);
+    }
+    replica.set_loss(&LossOptions {
+        class_weights: job.train.class_weights.clone(),
+        dice_weight: job.train.dice_weight,
+    })?;
+    Ok(replica)
+}
+
+/// The network that a job describes.
+pub(crate) fn model_options(job: &JobConfig) -> ModelOptions {
+    ModelOptions {
         classes: job.model.classes as usize,
         encoder: match job.model.encoder {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
@@ -169,8 +185,5 @@ fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError
         freeze_encoder: job.model.freeze_encoder,
         freeze_batch_norm: job.model.freeze_batch_norm,
         image_size: job.data.image_size as usize,
-    };
-    let mut replica = Replica::new(&options, job.seed, device)?;
-    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
-    Ok(replica)
+    }
 }

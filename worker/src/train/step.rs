@@ -186,7 +186,7 @@ impl Trainer {
             if clip_norm > 0.0 {
                 self.replica.clip_gradients(gradient, clip_norm)?;
             }
-            let rate = learning_rate(&self.job.train, position.applied, self.total_steps());
+            let rate = self.learning_rate(position.applied);
             self.replica.adam_step(rate, false)?;
             self.replica.commit()?;
             self.unpooled_samples += own_samples;
@@ -205,9 +205,12 @@ impl Trainer {
         }
     }
 
-    fn total_steps(&self) -> u64 {
-        let samples = self.data.train_samples();
-        samples.div_ceil(u64::from(self.job.train.global_batch)) * u64::from(self.job.train.epochs)
+    /// That of the step which follows `applied` steps.
+    fn learning_rate(&self, applied: Step) -> f64 {
+        let train = &self.job.train;
+        let epoch = self.data.train_samples().div_ceil(u64::from(train.global_batch));
+        let warmup = (train.warmup_epochs * epoch as f64).round() as u64;
+        learning_rate(train, applied, warmup, epoch * u64::from(train.epochs))
     }
 }
 
