@@ -68,6 +68,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "val loss {val_loss:.4}",
             "accuracy {val_accuracy:.4}",
             "mIoU {val_miou:.4}",
+            "of classes {val_iou_foreground:.3} {val_iou_background:.3} {val_iou_boundary:.3}",
             "{samples:count} samples",
         ],
         "checkpoint_committed" => &[
