@@ -63,18 +63,20 @@ const INK: Rgb<u8> = Rgb([60, 60, 64]);
 /// are told apart with any colour vision and in grey.
 pub const CLASS_COLOURS: [[u8; 3]; CLASSES] = [[230, 159, 0], [24, 52, 92], [245, 245, 240]];
 
-/// What is no class, which only a bug could make.
+/// What is no class of a trimap.
 const UNKNOWN_COLOUR: [u8; 3] = [204, 51, 153];
+
+/// Red, green and blue for a class.
+pub fn class_colour(class: u8) -> [u8; 3] {
+    *CLASS_COLOURS.get(usize::from(class)).unwrap_or(&UNKNOWN_COLOUR)
+}
 
 fn colour(classes: &[u8], mask_side: u32, side: u32) -> RgbImage {
     let mask = Mask::new(mask_side, mask_side, classes.to_vec());
     let mut scaled = vec![0; side as usize * side as usize];
     let map = Affine::stretch(mask_side, mask_side);
     nearest(&mask, &map, Border::Replicate, side, &mut scaled);
-    RgbImage::from_fn(side, side, |x, y| {
-        let class = scaled[(y * side + x) as usize];
-        Rgb(*CLASS_COLOURS.get(usize::from(class)).unwrap_or(&UNKNOWN_COLOUR))
-    })
+    RgbImage::from_fn(side, side, |x, y| Rgb(class_colour(scaled[(y * side + x) as usize])))
 }
 
 fn write(canvas: &mut RgbImage, text: &str, left: u32, top: u32) {
