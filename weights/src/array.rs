@@ -35,9 +35,7 @@ impl Dtype {
     /// Little-endian elements.
     fn decode(self, bytes: &[u8]) -> Option<Vec<f32>> {
         Some(match self {
-            Self::F16 => {
-                bytes.as_chunks().0.iter().map(|&word| f16::from_le_bytes(word).to_f32()).collect()
-            }
+            Self::F16 => bytes.as_chunks().0.iter().map(|&word| f16::from_le_bytes(word).to_f32()).collect(),
             Self::Bf16 => {
                 bytes.as_chunks().0.iter().map(|&word| bf16::from_le_bytes(word).to_f32()).collect()
             }

@@ -156,7 +156,8 @@ impl<R: Read + Seek> Walk<'_, R> {
                 b"TREE" => {
                     let (_kind, _level, used) = (fields.u8()?, fields.u8()?, fields.u16()?);
                     // Keys and children alternate, after the addresses of both siblings.
-                    let children = self.read(node.saturating_add(24), u64::from(used) * 16, "a group's tree")?;
+                    let children =
+                        self.read(node.saturating_add(24), u64::from(used) * 16, "a group's tree")?;
                     let mut fields = Fields(&children);
                     for _ in 0..used {
                         let _key = fields.u64()?;
@@ -166,7 +167,8 @@ impl<R: Read + Seek> Walk<'_, R> {
                 b"SNOD" => {
                     fields.take(2)?;
                     let count = fields.u16()?;
-                    let entries = self.read(node.saturating_add(8), u64::from(count) * 40, "a group's members")?;
+                    let entries =
+                        self.read(node.saturating_add(8), u64::from(count) * 40, "a group's members")?;
                     let mut fields = Fields(&entries);
                     for _ in 0..count {
                         let (name, header, cached) = (fields.u64()?, fields.u64()?, fields.u32()?);
@@ -268,9 +270,10 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| {
-            Error::damaged("a structure of its HDF5 ends too soon")
-        })?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(count)
+            .ok_or_else(|| Error::damaged("a structure of its HDF5 ends too soon"))?;
         self.0 = rest;
         Ok(taken)
     }

@@ -17,6 +17,7 @@ mod safetensors;
 mod torch;
 
 pub mod resnet50;
+pub mod source;
 
 pub use array::{Dtype, Stored};
 pub use error::Error;

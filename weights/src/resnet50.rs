@@ -4,8 +4,9 @@
 //! Nothing is read here, and no shape is judged: what a network needs of this is the network's to say.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 
-use crate::{Format, Stored, WeightsFile};
+use crate::{Error, Format, Stored, WeightsFile};
 
 /// Which ResNet50 a file holds: they compute differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct Encoder {
     /// By torchvision's names, `conv1.weight` to `layer4.2.bn3.running_var`; kernels are [outputs, inputs, height,
     /// width]. Arrays that no ResNet50 has keep their own names.
     pub tensors: BTreeMap<String, Found>,
-    /// What is no encoder's, by its name in the file: a classifier, a decoder, batch norm's count of batches.
+    /// What else is in the file and is known not to be the encoder's, with the number of its arrays: `fc.* (2)`.
     pub ignored: Vec<String>,
 }
 
@@ -36,10 +37,14 @@ pub struct Found {
 
 impl Encoder {
     /// Tells by the names what a file holds.
-    pub fn of<R: std::io::Read + std::io::Seek>(file: &WeightsFile<R>) -> Self {
+    pub fn of<R: Read + Seek>(file: &WeightsFile<R>) -> Result<Self, Error> {
         let keras = file.format() == Format::Hdf5;
+        if keras && file.tensors().keys().all(|name| name.starts_with("layers/")) {
+            let what = "Keras 3's .weights.h5, which does not name the model's layers,";
+            return Err(Error::unsupported(what, "save the whole model, by model.save(\"FILE.h5\")"));
+        }
         let meaning = if keras { keras_meaning } else { torch_meaning };
-        let (mut tensors, mut ignored) = (BTreeMap::new(), Vec::new());
+        let (mut tensors, mut ignored) = (BTreeMap::new(), BTreeMap::<_, usize>::new());
         for (name, stored) in file.tensors() {
             let found = |stored: Stored| Found { name: name.clone(), stored };
             match meaning(name) {
@@ -49,7 +54,7 @@ impl Encoder {
                     let stored = if is_kernel { stored.permuted(&[3, 2, 0, 1]) } else { stored.clone() };
                     tensors.insert(known, found(stored));
                 }
-                Meaning::Ignored => ignored.push(name.clone()),
+                Meaning::Ignored(part) => *ignored.entry(part).or_default() += 1,
                 Meaning::Unknown => {
                     tensors.insert(name.clone(), found(stored.clone()));
                 }
@@ -57,7 +62,16 @@ impl Encoder {
         }
         let biased = keras || tensors.contains_key("conv1.bias");
         let variant = if biased { Variant::Keras } else { Variant::Torchvision };
-        Self { variant, tensors, ignored }
+        let ignored = ignored.into_iter().map(|(part, count)| format!("{part} ({count})")).collect();
+        Ok(Self { variant, tensors, ignored })
+    }
+}
+
+/// The encoder's name for an array in a file of Keras; `None` if it is none of the encoder's.
+pub fn keras_name(path: &str) -> Option<String> {
+    match keras_meaning(path) {
+        Meaning::Encoder(name) => Some(name),
+        Meaning::Ignored(_) | Meaning::Unknown => None,
     }
 }
 
@@ -65,14 +79,19 @@ impl Encoder {
 enum Meaning {
     /// The encoder's tensor of this name.
     Encoder(String),
-    Ignored,
+    /// Part of something else.
+    Ignored(&'static str),
     Unknown,
 }
 
 fn torch_meaning(name: &str) -> Meaning {
-    let ignored = ["fc.", "decoder.", "head."].iter().any(|prefix| name.starts_with(prefix))
-        || name.ends_with(".num_batches_tracked");
-    if ignored { Meaning::Ignored } else { Meaning::Encoder(name.to_owned()) }
+    match name.split('.').next() {
+        Some("fc") => Meaning::Ignored("fc.*"),
+        Some("decoder") => Meaning::Ignored("decoder.*"),
+        Some("head") => Meaning::Ignored("head.*"),
+        _ if name.ends_with(".num_batches_tracked") => Meaning::Ignored("*.num_batches_tracked"),
+        _ => Meaning::Encoder(name.to_owned()),
+    }
 }
 
 /// Of `LAYER/LAYER/WEIGHT`, possibly below `model_weights` and with `:0` behind it, in a file of Keras.
@@ -80,11 +99,10 @@ fn keras_meaning(path: &str) -> Meaning {
     let mut parts = path.rsplit('/');
     let (weight, layer) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let weight = weight.strip_suffix(":0").unwrap_or(weight);
-    if path.starts_with("optimizer_weights/") || ["predictions", "probs", "fc1000"].contains(&layer) {
-        return Meaning::Ignored;
-    }
     match (keras_layer(layer), keras_weight(weight)) {
+        _ if path.starts_with("optimizer_weights/") => Meaning::Ignored("optimizer_weights/*"),
         (Some(layer), Some(weight)) => Meaning::Encoder(format!("{layer}.{weight}")),
+        _ if layer == "predictions" => Meaning::Ignored("predictions/*"),
         _ => Meaning::Unknown,
     }
 }

@@ -141,7 +141,9 @@ fn storage_type<'a>(pickle: &'a Pickle, value: &Value) -> Result<(&'a str, Dtype
     let Value::Tuple(parts) = pickle.value(id) else { return Err(damaged("a storage of no known kind")) };
     let &[_, class, key, ..] = parts.as_slice() else { return Err(damaged("a storage without a key")) };
     let key = pickle.text(key).ok_or_else(|| damaged("a storage without a key"))?;
-    let Value::Global(module, class) = pickle.value(class) else { return Err(damaged("a storage of no type")) };
+    let Value::Global(module, class) = pickle.value(class) else {
+        return Err(damaged("a storage of no type"));
+    };
     let dtype = match (module.as_str(), class.as_str()) {
         ("torch", "HalfStorage") => Dtype::F16,
         ("torch", "BFloat16Storage") => Dtype::Bf16,

@@ -6,6 +6,7 @@
 mod data;
 pub mod exchange;
 mod position;
+mod pretrained;
 mod progress;
 pub mod schedule;
 mod segment;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use position::Position;
+pub use pretrained::PretrainedError;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
@@ -48,6 +50,8 @@ pub enum TrainError {
     OutOfOrder { cursor: u64, ordered: u64 },
     #[error("the state received in the sync has digest {found:016x}, the donor's is {expected:016x}")]
     TornSync { expected: u64, found: u64 },
+    #[error(transparent)]
+    Pretrained(#[from] PretrainedError),
     #[error("the checkpoint could not be downloaded: {0}")]
     Download(String),
     #[error(transparent)]
@@ -71,15 +75,17 @@ impl TrainError {
             | TrainError::OutOfOrder { .. }
             | TrainError::TornSync { .. }
             | TrainError::Download(_) => true,
-            TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Model(_) | TrainError::Torch(_) => {
-                false
-            }
+            TrainError::Data(_)
+            | TrainError::NotFinite(_)
+            | TrainError::Pretrained(_)
+            | TrainError::Model(_)
+            | TrainError::Torch(_) => false,
         }
     }
 
     /// Whether any other worker would fail in the same way.
     pub fn any_worker(&self) -> bool {
-        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_))
+        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Pretrained(_))
     }
 }
 
@@ -161,7 +167,7 @@ impl Trainer {
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
     let options = ModelOptions {
         classes: job.model.classes as usize,
-        encoder: match job.model.encoder {
+        encoder: match job.encoder() {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
             job::EncoderVariant::Keras => Encoder::Keras,
         },

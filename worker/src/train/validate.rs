@@ -1,6 +1,6 @@
 //! Validation of this rank's units, and the picture of a few predictions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use musher_dataset::{BatchPlan, strip};
 use musher_model::{Mode, metrics};
@@ -84,7 +84,7 @@ impl Trainer {
     }
 
     /// The network's weights as a safetensors file.
-    pub fn weights(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>, TrainError> {
+    pub fn weights(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, TrainError> {
         Ok(self.replica.weights_safetensors(metadata)?)
     }
 }
