@@ -126,6 +126,15 @@ impl Announcer {
                     waited_s = wait.map(|wait| wait.waited.as_secs_f64()),
                 )
             }
+            RunEvent::PretrainedLoaded { generation, file, sha256, ignored } => event!(
+                info,
+                "pretrained_loaded",
+                self,
+                generation = generation.0,
+                file,
+                sha256,
+                ignored = ignored.join(", "),
+            ),
             RunEvent::StepsLost { generation, reported, applied } => event!(
                 warn,
                 "steps_lost",

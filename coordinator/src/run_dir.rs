@@ -181,18 +181,22 @@ const PINNED: [&str; 18] = [
 ];
 
 fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
-    let plain = |job: &JobConfig| serde_json::to_value(job).expect("a job is plain data");
-    let (now, defaults) = (plain(job), plain(&JobConfig::default()));
+    // What follows from other keys may not change either; a configuration that does not parse is compared as it is.
+    let then = serde_json::from_value::<JobConfig>(manifest.config.clone());
+    let then = then.map_or_else(|_| manifest.config.clone(), |job| plain(&job.resolved()));
+    let now = plain(&job.resolved());
     let value =
         |job: &Value, key: &str| key.split('.').try_fold(job.clone(), |at, part| at.get(part).cloned());
     for key in PINNED {
-        // A key that is younger than the checkpoint had its default.
-        let then = value(&manifest.config, key).or_else(|| value(&defaults, key));
-        let now = value(&now, key);
+        let (then, now) = (value(&then, key), value(&now, key));
         if then != now {
             let show = |value: Option<Value>| value.map_or_else(|| "absent".into(), |v| v.to_string());
             return Err(RunDirError::JobChanged { key, then: show(then), now: show(now) });
         }
     }
     Ok(())
+}
+
+fn plain(job: &JobConfig) -> Value {
+    serde_json::to_value(job).expect("a job is plain data")
 }

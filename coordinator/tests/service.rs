@@ -201,6 +201,7 @@ impl Worker {
                     held: self.held,
                     state_digest: digest::of_slice(0, &self.state()),
                     state_bytes: STATE_BYTES,
+                    pretrained: None,
                 };
                 self.say(generation, FromWorker::Synced(synced)).await;
             }

@@ -39,6 +39,11 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
                 held: Some(m.held.into()),
                 state_digest: m.state_digest,
                 state_bytes: m.state_bytes,
+                pretrained: m.pretrained.map(|of| wire::Pretrained {
+                    file: of.file,
+                    sha256: of.sha256,
+                    ignored: of.ignored,
+                }),
             }),
             FromWorker::Progress(m) => Body::Progress(wire::Progress {
                 phase: wire::Phase::from(m.phase).into(),
@@ -111,6 +116,11 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 held: required(m.held, "Synced has no label")?.into(),
                 state_digest: m.state_digest,
                 state_bytes: m.state_bytes,
+                pretrained: m.pretrained.map(|of| domain::Pretrained {
+                    file: of.file,
+                    sha256: of.sha256,
+                    ignored: of.ignored,
+                }),
             }),
             Body::Progress(m) => FromWorker::Progress(domain::Progress {
                 phase: m.phase().try_into()?,
@@ -462,7 +472,16 @@ mod tests {
                     train: domain::Train { epoch: Epoch(2), cursor: 96, end: 128 },
                 }),
             }),
-            FromWorker::Synced(domain::Synced { held: label(), state_digest: u64::MAX, state_bytes: 12 }),
+            FromWorker::Synced(domain::Synced {
+                held: label(),
+                state_digest: u64::MAX,
+                state_bytes: 12,
+                pretrained: Some(domain::Pretrained {
+                    file: "w.pth".into(),
+                    sha256: "ab".into(),
+                    ignored: vec!["fc.bias".into(), "fc.weight".into()],
+                }),
+            }),
             FromWorker::Progress(domain::Progress {
                 phase: domain::Phase::Training,
                 activity: domain::Activity::WaitingForData,

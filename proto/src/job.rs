@@ -49,7 +49,7 @@ pub struct Data {
     pub val_split: String,
     /// Side of the square input in pixels, a multiple of 32; masks have half of it.
     pub image_size: u32,
-    pub normalize: Normalize,
+    pub normalize: NormalizeChoice,
     pub mask_resize: MaskResize,
     /// Host memory for decoded images in MiB, per worker; 0: none.
     pub cache_mb: u64,
@@ -74,6 +74,18 @@ pub enum AugmentOn {
     Device,
 }
 
+/// What the job asks for; see [`JobConfig::normalize`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormalizeChoice {
+    Unit,
+    Imagenet,
+    Caffe,
+    /// As the pretrained weights were trained: `imagenet` with torchvision's encoder, `caffe` with
+    /// Keras'; `unit` from scratch.
+    Auto,
+}
+
 /// How pixel values of 0..=255 become the network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,8 +96,6 @@ pub enum Normalize {
     Imagenet,
     /// BGR order, ImageNet's mean per channel subtracted from 0..255.
     Caffe,
-    /// What the pretrained weights were trained with; `unit` from scratch.
-    Auto,
 }
 
 /// How a mask is brought to half the input's side.
@@ -116,10 +126,10 @@ pub struct Augment {
 pub struct Model {
     /// Classes a pixel can have, 3..=255; the trimap has pet, background and border.
     pub classes: u32,
-    pub encoder: EncoderVariant,
+    pub encoder: EncoderChoice,
     /// Scales the channels of every layer, above 0 up to 8.
     pub width: f64,
-    /// Weights file the encoder starts from; empty: from scratch.
+    /// Weights the encoder starts from: a file, a URL or a known name; empty: from scratch.
     pub pretrained: String,
     /// Leaves the encoder's parameters and batch-norm statistics as they are.
     pub freeze_encoder: bool,
@@ -127,6 +137,16 @@ pub struct Model {
     pub freeze_batch_norm: bool,
     /// Batch norm's statistics are taken over all ranks.
     pub sync_batch_norm: bool,
+}
+
+/// What the job asks for; see [`JobConfig::encoder`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderChoice {
+    Torchvision,
+    Keras,
+    /// As the pretrained weights are: Keras' if they come from an HDF5 file, else torchvision's.
+    Auto,
 }
 
 /// Which ResNet50.
@@ -287,6 +307,44 @@ impl JobConfig {
         check::check(self).map_err(|problem| problem.at(Place::Default))
     }
 
+    /// The encoder that is built. Tells by the pretrained weights' name alone, so that all sides agree
+    /// without the file; whoever reads it refuses what contradicts.
+    pub fn encoder(&self) -> EncoderVariant {
+        match self.model.encoder {
+            EncoderChoice::Torchvision => EncoderVariant::Torchvision,
+            EncoderChoice::Keras => EncoderVariant::Keras,
+            EncoderChoice::Auto if names_keras(&self.model.pretrained) => EncoderVariant::Keras,
+            EncoderChoice::Auto => EncoderVariant::Torchvision,
+        }
+    }
+
+    /// What is done to pixels.
+    pub fn normalize(&self) -> Normalize {
+        match (self.data.normalize, self.encoder()) {
+            (NormalizeChoice::Unit, _) => Normalize::Unit,
+            (NormalizeChoice::Imagenet, _) => Normalize::Imagenet,
+            (NormalizeChoice::Caffe, _) => Normalize::Caffe,
+            (NormalizeChoice::Auto, _) if self.model.pretrained.is_empty() => Normalize::Unit,
+            (NormalizeChoice::Auto, EncoderVariant::Torchvision) => Normalize::Imagenet,
+            (NormalizeChoice::Auto, EncoderVariant::Keras) => Normalize::Caffe,
+        }
+    }
+
+    /// The same job with nothing left to follow from something else.
+    pub fn resolved(&self) -> Self {
+        let mut job = self.clone();
+        job.model.encoder = match self.encoder() {
+            EncoderVariant::Torchvision => EncoderChoice::Torchvision,
+            EncoderVariant::Keras => EncoderChoice::Keras,
+        };
+        job.data.normalize = match self.normalize() {
+            Normalize::Unit => NormalizeChoice::Unit,
+            Normalize::Imagenet => NormalizeChoice::Imagenet,
+            Normalize::Caffe => NormalizeChoice::Caffe,
+        };
+        job
+    }
+
     /// The resolved configuration as a job file that loads to the same value.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("strings, numbers and one level of tables are always TOML")
@@ -336,7 +394,7 @@ impl Default for Data {
             train_split: "annotations/trainval.txt".into(),
             val_split: "annotations/test.txt".into(),
             image_size: 224,
-            normalize: Normalize::Unit,
+            normalize: NormalizeChoice::Unit,
             mask_resize: MaskResize::Nearest,
             cache_mb: 4096,
             augment_on: AugmentOn::Auto,
@@ -356,7 +414,7 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             classes: 3,
-            encoder: EncoderVariant::Torchvision,
+            encoder: EncoderChoice::Auto,
             width: 1.0,
             pretrained: String::new(),
             freeze_encoder: false,
@@ -433,6 +491,12 @@ impl Default for Server {
 /// Bytes of so many MiB, or all that can be counted.
 pub fn mebibytes(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(1 << 20)
+}
+
+/// Whether weights of this name are Keras'.
+fn names_keras(pretrained: &str) -> bool {
+    let file = pretrained.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    file.starts_with("keras:") || file.ends_with(".h5") || file.ends_with(".hdf5")
 }
 
 fn local_path(place: &str) -> PathBuf {

@@ -101,11 +101,23 @@ pub struct ReplicaLabel {
     pub cursor: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Synced {
     pub held: ReplicaLabel,
     pub state_digest: u64,
     pub state_bytes: u64,
+    /// Of a donor that has just read them.
+    pub pretrained: Option<Pretrained>,
+}
+
+/// Where the encoder's first weights are from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pretrained {
+    pub file: String,
+    /// Of the file, in hex.
+    pub sha256: String,
+    /// Parts of the file that are no encoder's, with the number of their arrays: `fc.* (2)`.
+    pub ignored: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 //! shell never waits for it, and it never waits for the shell.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -187,9 +187,10 @@ impl Worker {
             }
             Order::Save { term, save } => {
                 let snapshot = self.trainer.snapshot(save.offset, save.length)?;
-                let metadata =
-                    save.weights.map(|json| serde_json::from_str(&json).unwrap_or_else(|_| HashMap::new()));
-                let weights = metadata.map(|metadata| self.trainer.weights(metadata)).transpose()?;
+                let metadata = save.weights.map(|json| serde_json::from_str(&json).unwrap_or_default());
+                let weights = metadata
+                    .map(|metadata: BTreeMap<String, String>| self.trainer.weights(&metadata))
+                    .transpose()?;
                 return Ok(Product::Part {
                     term,
                     checkpoint: save.checkpoint,

@@ -294,6 +294,15 @@ pub enum RunEvent {
         cause: AbortCause,
     },
     /// Steps that a worker had reported are lost with it, and will be taken again.
+    /// The encoder starts from these weights.
+    PretrainedLoaded {
+        generation: Generation,
+        file: String,
+        /// Of the file, in hex.
+        sha256: String,
+        /// What else was in the file.
+        ignored: Vec<String>,
+    },
     StepsLost {
         generation: Generation,
         reported: Step,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
     ids::{Generation, Rank, Session},
-    message::{Form, Interrupted, Member, ReplicaLabel, Start, Synced, ToWorker, Waited},
+    message::{Form, Interrupted, Member, Pretrained, ReplicaLabel, Start, Synced, ToWorker, Waited},
 };
 use sha2::{Digest, Sha256};
 
@@ -188,7 +188,7 @@ impl Core {
         let Some(rank) = team.rank_of(session) else { return };
         replies.take(rank, synced, now);
         let Some(all) = replies.complete() else { return };
-        let first = *all[0];
+        let first = all[0].clone();
         if let Some(odd) = all
             .iter()
             .position(|s| (s.state_digest, s.state_bytes) != (first.state_digest, first.state_bytes))
@@ -198,6 +198,7 @@ impl Core {
             let worker = worker.map_or_else(|| "unknown".into(), |peer| peer.worker().clone());
             return self.abort(AbortCause::StatesDiffer { worker, rank }, now, out);
         }
+        let pretrained = all.iter().find_map(|synced| synced.pretrained.clone());
         let (team, donor, anew, since) = (team.clone(), *donor, *anew, *since);
         let generation = team.generation;
         let donor = team.session_of(donor).and_then(|session| self.peers.get(&session));
@@ -208,6 +209,9 @@ impl Core {
             applied: first.held.applied,
             elapsed: now.saturating_sub(since),
         }));
+        if let Some(Pretrained { file, sha256, ignored }) = pretrained {
+            out.push(Action::Emit(RunEvent::PretrainedLoaded { generation, file, sha256, ignored }));
+        }
         if first.held.applied < self.last_applied {
             let (reported, applied) = (self.last_applied, first.held.applied);
             out.push(Action::Emit(RunEvent::StepsLost { generation, reported, applied }));

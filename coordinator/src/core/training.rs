@@ -430,6 +430,9 @@ impl Core {
             "val_accuracy": scores.accuracy.to_string(),
             "val_miou": scores.miou.to_string(),
             "classes": self.job.model.classes.to_string(),
+            "width": self.job.model.width.to_string(),
+            "encoder": name_of(self.job.encoder()),
+            "normalize": name_of(self.job.normalize()),
             "image_size": self.job.data.image_size.to_string(),
             "dataset_digest": commit.dataset_digest,
             "job": serde_json::to_string(&self.job).expect("a job is plain data"),
@@ -539,4 +542,9 @@ impl Core {
             None => self.go_on(team, stop, now, out),
         }
     }
+}
+
+/// As in a job file.
+fn name_of(choice: impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(choice).expect("a choice without data is a text")
 }

@@ -90,13 +90,6 @@ fn model(job: &JobConfig) -> Result<(), Problem> {
     require(0.0 < model.width && model.width <= 8.0, "model.width", || {
         format!("{} is not above 0 and at most 8; 1.0 is the full network", model.width)
     })?;
-    if !model.pretrained.is_empty() {
-        return Err(Problem::NotAvailable {
-            key: "model.pretrained",
-            what: "starting from pretrained weights".into(),
-            instead: "\"\" to train from scratch",
-        });
-    }
     require(!(model.sync_batch_norm && model.freeze_batch_norm), "model.sync_batch_norm", || {
         "model.freeze_batch_norm = true leaves no statistics to synchronise; use one of the two".into()
     })

@@ -287,7 +287,8 @@ impl World {
         thread.replica.label.lineage = generation;
         let held = thread.replica.label;
         let state_digest = thread.replica.digest();
-        self.product(worker, Report::Synced(Synced { held, state_digest, state_bytes: STATE_BYTES }));
+        let synced = Synced { held, state_digest, state_bytes: STATE_BYTES, pretrained: None };
+        self.product(worker, Report::Synced(synced));
     }
 
     fn train(&mut self, worker: usize, train: Train, stop: &Cell<bool>, cue: Cue) -> Result<(), Broken> {

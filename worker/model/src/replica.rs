@@ -1,8 +1,10 @@
 //! One replica: ties network, flat buffers, optimizer and state together behind checked entry points.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 use std::ops::Range;
 
+use musher_weights::WeightsFile;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
@@ -13,8 +15,7 @@ use crate::layout::LayoutBuilder;
 use crate::loss::{Loss, LossOptions};
 use crate::state::{self, COUNTERS, StateLayout, StateStaging};
 use crate::unet::{Taps, Unet};
-use crate::weights::{self, Part};
-use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling};
+use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling, weights};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -440,22 +441,28 @@ impl Replica {
 
     // --- weights --------------------------------------------------------------------------------------------------
 
-    /// Parameters and live statistics as a safetensors file with `metadata` in its header.
-    pub fn weights_safetensors(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>, Error> {
+    /// Parameters and live statistics as a safetensors file with `metadata` in its header: the same of both, the same
+    /// bytes.
+    pub fn weights_safetensors(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, Error> {
         weights::save(&self.flat, metadata)
     }
 
     /// Takes over parameters and statistics of such a file: no tensor missing, none surplus, all of the right shape.
     /// Optimizer state and counters stay. On an error nothing has changed.
     pub fn load_weights(&mut self, file: &[u8]) -> Result<(), Error> {
-        weights::load(&mut self.flat, file, Part::Whole)?;
+        weights::load(&mut self.flat, file)?;
         self.begin_step()
     }
 
-    /// Takes over the encoder's tensors, as of a ResNet50 classifier; a classifier's or decoder's are ignored.
-    pub fn load_encoder_weights(&mut self, file: &[u8]) -> Result<(), Error> {
-        weights::load(&mut self.flat, file, Part::Encoder)?;
-        self.begin_step()
+    /// Takes over the encoder's tensors, as of a ResNet50 classifier: none missing, none of another shape, and none that
+    /// no ResNet50 has. Returns what the file has besides them, as in `fc.* (2)`. On an error nothing has changed.
+    pub fn load_encoder_weights<R: Read + Seek>(
+        &mut self,
+        file: &mut WeightsFile<R>,
+    ) -> Result<Vec<String>, Error> {
+        let ignored = weights::load_encoder(&mut self.flat, self.options.encoder, file)?;
+        self.begin_step()?;
+        Ok(ignored)
     }
 
     fn in_mode<T>(&self, mode: Mode, compute: impl FnOnce(Normalise) -> T) -> T {

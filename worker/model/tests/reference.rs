@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use musher_model::{Encoder, Mode, ModelOptions, Replica};
@@ -133,7 +133,7 @@ fn a_training_pass_has_the_same_logits_loss_gradients_and_statistics() {
     }
 
     update(&mut replica);
-    let weights = tensors(&replica.weights_safetensors(HashMap::new()).unwrap());
+    let weights = tensors(&replica.weights_safetensors(&BTreeMap::new()).unwrap());
     let statistics: Vec<_> = weights.iter().filter(|(name, _)| name.contains(".running_")).collect();
     assert_eq!(statistics.len(), 2 * (53 + 12));
     for (name, found) in statistics {
@@ -177,12 +177,19 @@ fn adam_is_keras_formula() {
 
 #[test]
 fn weights_survive_export_bit_for_bit() {
-    let exported = replica().weights_safetensors(HashMap::from([("epoch".into(), "3".into())])).unwrap();
+    let exported = replica().weights_safetensors(&metadata()).unwrap();
     let (expected, found) = (tensors(&file("weights")), tensors(&exported));
     assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
     for (name, expected) in expected {
         assert_eq!(found[&name], expected, "{name}");
     }
     let (_, header) = SafeTensors::read_metadata(&exported).unwrap();
-    assert_eq!(header.metadata().as_ref().unwrap()["epoch"], "3");
+    let found = header.metadata().clone().unwrap();
+    assert_eq!(found.into_iter().collect::<BTreeMap<_, _>>(), metadata());
+    assert_eq!(exported, replica().weights_safetensors(&metadata()).unwrap(), "the same bytes each time");
+}
+
+/// As many entries as a hash map would hardly keep in order.
+fn metadata() -> BTreeMap<String, String> {
+    (0..9).map(|key| (format!("key \"{key}\""), format!("{key}\n"))).collect()
 }

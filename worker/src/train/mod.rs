@@ -9,6 +9,7 @@ pub mod exchange;
 mod member;
 mod outcome;
 mod position;
+mod pretrained;
 mod progress;
 pub mod schedule;
 mod segment;
@@ -35,6 +36,7 @@ pub(crate) use data::Input;
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use member::Membership;
 pub use position::Position;
+pub use pretrained::PretrainedError;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
@@ -60,6 +62,8 @@ pub enum TrainError {
     OutOfOrder { cursor: u64, ordered: u64 },
     #[error("the state received in the sync has digest {found:016x}, the donor's is {expected:016x}")]
     TornSync { expected: u64, found: u64 },
+    #[error(transparent)]
+    Pretrained(#[from] PretrainedError),
     #[error("the checkpoint could not be downloaded: {0}")]
     Download(String),
     #[error(transparent)]
@@ -100,6 +104,7 @@ impl TrainError {
             TrainError::Gpu(error) => error.ends_generation_only(),
             TrainError::Data(_)
             | TrainError::NotFinite(_)
+            | TrainError::Pretrained(_)
             | TrainError::Model(_)
             | TrainError::Torch(_)
             | TrainError::Extension(_) => false,
@@ -108,7 +113,7 @@ impl TrainError {
 
     /// Whether any other worker would fail in the same way.
     pub fn any_worker(&self) -> bool {
-        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_))
+        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Pretrained(_))
     }
 }
 
@@ -200,7 +205,7 @@ fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError
 pub(crate) fn model_options(job: &JobConfig) -> ModelOptions {
     ModelOptions {
         classes: job.model.classes as usize,
-        encoder: match job.model.encoder {
+        encoder: match job.encoder() {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
             job::EncoderVariant::Keras => Encoder::Keras,
         },

@@ -5,17 +5,17 @@ use std::sync::mpsc::Receiver;
 use musher_collective::{Phase, Tag};
 use musher_proto::{
     ids::{Generation, Rank},
-    message::{Activity, Form, Phase as WorkerPhase, Synced},
+    message::{Activity, Form, Phase as WorkerPhase, Pretrained, Synced},
 };
 
-use super::{Membership, TrainError, Trainer, seeded_replica};
+use super::{Membership, TrainError, Trainer, pretrained, seeded_replica};
 
 /// Bytes of state in one broadcast: large enough for the ring's full rate, small enough for the caches.
 const CHUNK: usize = 1 << 20;
 
 /// What the donor's state is.
 pub enum Source {
-    /// Initialised from the job's seed.
+    /// Initialised from the job's seed, the encoder from its pretrained weights.
     Seeded,
     /// What the donor holds.
     Held,
@@ -35,9 +35,7 @@ impl Trainer {
         self.board.enter(WorkerPhase::Syncing);
         self.board.connected(member.hosts.0.meter());
         let gives = member.rank() == form.donor;
-        if gives {
-            self.prepare_donor(source)?;
-        }
+        let pretrained = if gives { self.prepare_donor(source)? } else { None };
         let state_digest = match form.broadcast {
             false => self.replica.state_digest()?,
             true if gives => self.give(member)?,
@@ -48,14 +46,16 @@ impl Trainer {
         self.unpooled_samples = 0;
         self.bad_streak = 0;
         self.board.moved(self.position());
-        Ok(Synced { held: self.label(), state_digest, state_bytes: self.replica.state_len() })
+        let (held, state_bytes) = (self.label(), self.replica.state_len());
+        Ok(Synced { held, state_digest, state_bytes, pretrained })
     }
 
-    fn prepare_donor(&mut self, source: Source) -> Result<(), TrainError> {
-        match source {
-            Source::Held => return Ok(()),
+    fn prepare_donor(&mut self, source: Source) -> Result<Option<Pretrained>, TrainError> {
+        let pretrained = match source {
+            Source::Held => return Ok(None),
             Source::Seeded => {
                 self.replica = seeded_replica(&self.job, self.replica.device())?;
+                pretrained::load(&self.job, &mut self.replica, &self.board)?
             }
             Source::Checkpoint(chunks) => {
                 let mut staging = self.replica.staging();
@@ -66,11 +66,12 @@ impl Trainer {
                 }
                 self.board.mark(Activity::Working);
                 self.replica.adopt(staging)?;
+                None
             }
-        }
+        };
         // Until the sync is complete, it is a state of no lineage.
         self.lineage = Generation(0);
-        Ok(())
+        Ok(pretrained)
     }
 
     fn give(&mut self, member: &mut Membership) -> Result<u64, TrainError> {

@@ -1,6 +1,6 @@
 //! Validation of this rank's units, and the picture of a few predictions.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range};
 
 use musher_dataset::{BatchPlan, strip};
 use musher_model::{Mode, Replica, metrics};
@@ -102,7 +102,7 @@ impl Trainer {
     }
 
     /// The network's weights as a safetensors file.
-    pub fn weights(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>, TrainError> {
+    pub fn weights(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, TrainError> {
         Ok(self.replica.weights_safetensors(metadata)?)
     }
 }

@@ -12,7 +12,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use musher_dataset::{BatchPlan, DataWarning, ImageCache};
 use musher_proto::{
     ids::Epoch,
-    job::{AugmentOn, JobConfig, MaskResize, Normalize},
+    job::{AugmentOn, JobConfig, MaskResize, NormalizeChoice},
     message::{Train, Validate},
 };
 use musher_worker::train::{Batches, DeviceBatch, Feed, KeptBytes, Source, TrainingData};
@@ -99,7 +99,7 @@ fn assert_same_by_both(pets: &Pets, job: &JobConfig) {
 #[test]
 fn both_ways_give_the_same_bits() {
     let pets = Pets::drawn();
-    for normalize in [Normalize::Unit, Normalize::Imagenet, Normalize::Caffe] {
+    for normalize in [NormalizeChoice::Unit, NormalizeChoice::Imagenet, NormalizeChoice::Caffe] {
         for mask_resize in [MaskResize::Nearest, MaskResize::Article] {
             let mut job = job();
             (job.data.normalize, job.data.mask_resize) = (normalize, mask_resize);

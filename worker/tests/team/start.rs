@@ -4,7 +4,7 @@
 //! through. Weak residual branches, mostly open ReLUs and statistics of their own keep this network
 //! well-conditioned, and every one of its tensors in use.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use musher_model::{ModelOptions, Replica};
 use musher_proto::shard::scramble;
@@ -16,7 +16,7 @@ use safetensors::{
 /// The state of a run that has not begun, in bytes.
 pub fn state(options: &ModelOptions) -> Vec<u8> {
     let mut replica = Replica::new(options, 0, tch::Device::Cpu).unwrap();
-    let drawn = replica.weights_safetensors(HashMap::new()).unwrap();
+    let drawn = replica.weights_safetensors(&BTreeMap::new()).unwrap();
     let drawn = SafeTensors::deserialize(&drawn).unwrap();
     let shapes: BTreeMap<_, _> =
         drawn.iter().map(|(name, tensor)| (name.to_owned(), tensor.shape().to_vec())).collect();

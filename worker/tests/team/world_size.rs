@@ -1,7 +1,7 @@
 //! The team's size is no parameter of the training: with batch norm's statistics frozen, any team takes
 //! the same steps, up to the order in which floats are summed.
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use musher_proto::{
     job::{JobConfig, Schedule},
@@ -106,7 +106,7 @@ fn a_frozen_encoder_stays_as_it_is() {
     job.model.freeze_encoder = true;
     let pets = Pets::drawn();
     let mut team = Team::started(&pets, &job, 2);
-    let weights = |team: &Team| team.0[0].trainer.weights(HashMap::new()).unwrap();
+    let weights = |team: &Team| team.0[0].trainer.weights(&BTreeMap::new()).unwrap();
     let before = weights(&team);
     team.train(pets.epoch(1));
     let after = weights(&team);

@@ -753,7 +753,12 @@ impl Sim {
             self.donated.insert(generation, state.clone());
         }
         state.label.0.lineage = generation;
-        let synced = Synced { held: state.label.0, state_digest: state.digest(), state_bytes: STATE_BYTES };
+        let synced = Synced {
+            held: state.label.0,
+            state_digest: state.digest(),
+            state_bytes: STATE_BYTES,
+            pretrained: None,
+        };
         worker.state = Some(state);
         worker.doing = Doing::Nothing;
         self.worker_says(session, generation, FromWorker::Synced(synced));

@@ -40,7 +40,7 @@ pub(crate) struct Input {
 
 impl Input {
     pub fn new(job: &JobConfig, device: Device) -> Result<Self, TrainError> {
-        Ok(Self { image_size: job.data.image_size, device, scale: Scale::new(job.data.normalize, device)? })
+        Ok(Self { image_size: job.data.image_size, device, scale: Scale::new(job.normalize(), device)? })
     }
 
     /// Sends a batch to the device.
@@ -108,8 +108,7 @@ impl Scale {
         let channels = |values: [f32; 3]| Tensor::f_from_slice(&values)?.f_to_device(device);
         let white = channels([255.0; 3])?;
         Ok(match normalize {
-            // Without pretrained weights there is nothing to follow.
-            Normalize::Unit | Normalize::Auto => Self::Unit { white },
+            Normalize::Unit => Self::Unit { white },
             Normalize::Imagenet => {
                 Self::Imagenet { white, mean: channels(IMAGENET_MEAN)?, deviation: channels(IMAGENET_STD)? }
             }
