@@ -6,6 +6,7 @@ mod connection;
 mod device;
 mod node;
 mod predict;
+mod pretext;
 mod shell;
 pub mod trace;
 pub mod train;
