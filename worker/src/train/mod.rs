@@ -136,6 +136,7 @@ impl Trainer {
         device: Device,
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
+        tune(device, job.train.precision)?;
         let replica = seeded_replica(&job, device)?;
         let data = Feed::new(job.clone(), data, device)?;
         Ok(Self {
@@ -180,6 +181,16 @@ impl Trainer {
     }
 }
 
+/// For the whole process, which has one device.
+fn tune(device: Device, precision: job::Precision) -> Result<(), torch_ext::Error> {
+    if device.is_cuda() {
+        torch_ext::allow_tf32(precision != job::Precision::Fp32)?;
+        // A run has few shapes and many steps: cuDNN's fastest kernels are worth looking for.
+        tch::Cuda::cudnn_set_benchmark(true);
+    }
+    Ok(())
+}
+
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
     let options = ModelOptions {
@@ -194,6 +205,7 @@ fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError
         image_size: job.data.image_size as usize,
     };
     let mut replica = Replica::new(&options, job.seed, device)?;
+    replica.use_bf16(job.train.precision == job::Precision::Bf16);
     replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
     Ok(replica)
 }
