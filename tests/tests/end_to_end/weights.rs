@@ -4,6 +4,8 @@ use std::fs;
 
 use musher_tests::{End, Job, Scene};
 
+use crate::checks::weights;
+
 fn refused(end: End, words: &[&str]) {
     let end = end.expect_code(2);
     assert_eq!(end.stderr.lines().count(), 1, "one sentence: {}", end.stderr);
@@ -67,4 +69,40 @@ fn evaluate_as_the_run_did_and_predict() {
     let with = |weights| scene.run_worker(&["eval", "--weights", weights]);
     refused(with("absent.safetensors"), &["there are no weights at absent.safetensors"]);
     refused(with("note.jpg"), &["note.jpg is no weights file"]);
+}
+
+/// The encoder of the run is the pretrained one, to the bit, as it is frozen; the run can be looked at.
+#[test]
+fn start_from_an_encoder_that_was_pretrained_here() {
+    let scene = Scene::new();
+    let data = scene.data_of(16, 8);
+    let job = Job::tiny(&data).set("train.epochs", 1);
+    job.write(&scene.path("tiny.toml"));
+    let pretrain = |task| {
+        let fixed =
+            ["pretrain", "tiny.toml", "--threads", "1", "--epochs", "1", "--out", "encoder.safetensors"];
+        scene.run_worker(&[&fixed[..], &["--task", task]].concat())
+    };
+    let told = pretrain("rotation").expect_code(0);
+    assert!(told.stdout.contains("epoch 1/1  loss"), "{}", told.stdout);
+    let encoder = scene.path("encoder.safetensors");
+    let job = job.set("model.pretrained", format!("{:?}", encoder.display().to_string()));
+    let job = job.set("model.freeze_encoder", true);
+    let run = scene.launch(&job, "pretrained", 2, &[]).wait().expect_code(0);
+    let (start, end) = (weights(&encoder), weights(&run.dir.join("best.safetensors")));
+    for (name, tensor) in &start {
+        let encoder = !name.starts_with("decoder.") && !name.starts_with("head.");
+        assert!(!encoder || end[name] == *tensor, "{name}");
+    }
+
+    fs::write(data.train_list(), format!("{} 1 - 1\n", data.train[0]))
+        .expect("the scene's directory is writable");
+    refused(pretrain("species"), &["trainval.txt line 1 has no species", "--task rotation"]);
+
+    let table = scene.run(&["compare", "first=runs/pretrained", "--out", "pictures"]).expect_code(0);
+    assert!(table.stdout.lines().nth(1).is_some_and(|line| line.starts_with("first")), "{}", table.stdout);
+    assert!(image::open(scene.path("pictures/compare.png")).is_ok());
+    let page = fs::read_to_string(scene.path("pictures/compare.html")).expect("it is written");
+    assert_eq!(page.matches("src=\"data:image/png;base64,").count(), 6 * 3, "six samples");
+    refused(scene.run(&["compare", "tiny.toml"]), &["tiny.toml is no run directory"]);
 }
