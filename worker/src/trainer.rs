@@ -15,6 +15,7 @@ use std::{
 };
 
 use musher_collective::{Aborter, CollectiveError, Purpose, RingListener, RingSpec, Secret};
+use musher_nccl::OnHost;
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Term},
     job::JobConfig,
@@ -234,15 +235,15 @@ impl Worker {
             patience: self.patience,
         };
         let deadline = Instant::now() + self.step_timeout;
-        let collective = Box::new(self.listener.form(&spec, deadline, aborter)?);
+        let ring = Box::new(self.listener.form(&spec, deadline, aborter)?);
         let batch_norm = if self.trainer.synchronises_batch_norm() {
             let spec = RingSpec { purpose: Purpose::BatchNorm, ..spec };
-            let ring = self.listener.form(&spec, deadline, aborter)?;
+            let ring = OnHost(self.listener.form(&spec, deadline, aborter)?);
             Some(SyncBatchNorm::new(Box::new(ring), self.trainer.board.clone()))
         } else {
             None
         };
-        Ok(Membership { generation, collective, batch_norm })
+        Membership::new(generation, ring, None, batch_norm, self.trainer.replica().device())
     }
 
     /// The generation is over for this worker, or the worker itself is.

@@ -9,12 +9,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
-use crate::gradients::GradientNorm;
+use crate::gradients::{self, GradientMeasure};
 use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
 use crate::state::{self, COUNTERS, StateLayout, StateStaging};
 use crate::unet::{Taps, Unet};
-use crate::{Error, ModelOptions, OverRanks, metrics, pooling, weights};
+use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling, weights};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -101,15 +101,21 @@ impl Replica {
         Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
     }
 
-    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats.
+    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats, an
+    /// f64 [] on the device that nobody has waited for.
     ///
     /// `logits` come from [`Self::forward`] in training; `masks` are i64 classes [N, S/2, S/2]. With a `scale` of one
     /// over the global batch's pixels, gradients summed over ranks are those of the global mean.
-    pub fn backward_sum_loss(&mut self, logits: &Tensor, masks: &Tensor, scale: f64) -> Result<f64, Error> {
+    pub fn backward_sum_loss(
+        &mut self,
+        logits: &Tensor,
+        masks: &Tensor,
+        scale: f64,
+    ) -> Result<Tensor, Error> {
         metrics::check_masks(logits, masks)?;
         let losses = metrics::pixel_losses(logits, masks)?;
         (losses.f_sum(Kind::Float)? * scale).f_backward()?;
-        Ok(losses.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?)
+        Ok(losses.f_detach()?.f_sum(Kind::Double)?)
     }
 
     /// [`Self::backward_sum_loss`] of a step's last micro-batch. `ready` hears of each bucket as soon as the last of
@@ -123,17 +129,22 @@ impl Replica {
         masks: &Tensor,
         scale: f64,
         ready: impl FnMut(usize) + Send + 'static,
-    ) -> Result<f64, Error> {
+    ) -> Result<Tensor, Error> {
         let readiness = self.readiness.clone();
         readiness.during(ready, || self.backward_sum_loss(logits, masks, scale))
     }
 
-    /// Adam's update of all that trains, with epsilon before bias correction as in Keras. With `found_inf` (a
-    /// gradient is not finite) nothing changes, the step count included.
-    pub fn adam_step(&mut self, learning_rate: f64, found_inf: bool) -> Result<(), Error> {
-        if found_inf {
-            return Ok(());
-        }
+    /// If `applies`, an f32 [1] on the device, is exactly 1.0: Adam's update of all that trains, from the gradient
+    /// divided by `scale` (f32 [1]), with epsilon before bias correction as in Keras; and the step's batch-norm
+    /// statistics become the live ones. If it is exactly 0.0, nothing changes.
+    ///
+    /// Waits for nothing. Whether it applied, the caller [says](Self::settle) before the next update.
+    pub fn update(
+        &mut self,
+        learning_rate: f64,
+        applies: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<(), Error> {
         let step = (self.adam_steps + 1) as f64;
         let step = torch_ext::AdamStep {
             lr: learning_rate,
@@ -142,16 +153,18 @@ impl Replica {
             eps: EPSILON / (1.0 - BETA2.powf(step)).sqrt(),
             step,
         };
+        let found_inf = applies.f_neg()?.f_add_scalar(1.0)?;
+        let decided = torch_ext::OnDevice { grad_scale: scale, found_inf: Some(&found_inf) };
         let Flat { layout, parameters, gradients, exp_avg, exp_avg_sq, .. } = &self.flat;
         let trainable = parameters.f_narrow(0, 0, layout.trainable_len as i64)?;
-        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, None)?;
-        self.adam_steps += 1;
-        Ok(())
+        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, decided)?;
+        let Flat { live, working, .. } = &mut self.flat;
+        Ok(live.f_copy_(&working.f_where_self(&applies.f_eq(1.0)?, live)?)?)
     }
 
-    /// Makes the step's batch-norm statistics the live ones.
-    pub fn commit(&mut self) -> Result<(), Error> {
-        Ok(self.flat.live.f_copy_(&self.flat.working)?)
+    /// Whether the last [update](Self::update) applied.
+    pub fn settle(&mut self, applied: bool) {
+        self.adam_steps += u64::from(applied);
     }
 
     /// Updates applied so far.
@@ -181,17 +194,14 @@ impl Replica {
         Ok(())
     }
 
-    pub fn gradient_norm_and_finite(&self) -> Result<GradientNorm, Error> {
-        GradientNorm::of(&self.flat.gradients)
+    /// Whether the gradient is finite, and what it is to be divided by for its norm to be at most `max_norm`.
+    pub fn measure_gradients(&self, max_norm: Option<f64>) -> Result<GradientMeasure, Error> {
+        GradientMeasure::of(&self.flat.gradients, max_norm)
     }
 
-    /// Scales the gradient down to `max_norm`, given its present norm.
-    pub fn clip_gradients(&mut self, norm: GradientNorm, max_norm: f64) -> Result<(), Error> {
-        let factor = norm.clip_factor(max_norm);
-        if factor < 1.0 {
-            let _ = self.flat.gradients.f_mul_scalar_(factor)?;
-        }
-        Ok(())
+    /// Euclidean norm of the gradient: an f64 [], not finite if an element is not.
+    pub fn gradient_norm(&self) -> Result<Tensor, Error> {
+        gradients::norm(&self.flat.gradients)
     }
 
     /// The buckets of the flat gradient, in the order they become ready.
@@ -301,9 +311,23 @@ impl Replica {
             return Err(Error::StateLength { expected: range.end, found: self.state_len() });
         }
         let mut digest = 0u64;
-        self.visit_state(range, |offset, piece| {
+        if self.device() == Device::Cpu {
+            self.visit_state(range, |offset, piece| {
+                digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
+            })?;
+            return Ok(digest);
+        }
+        let layout = self.state_layout();
+        for (flat, part) in self.parts(&layout) {
+            let wanted = range.start.max(part.start)..range.end.min(part.end);
+            if !wanted.is_empty() {
+                let words = (wanted.start - part.start) / 4..(wanted.end - part.start) / 4;
+                digest = digest.wrapping_add(digest::on_device(flat, words, part.start / 4)?);
+            }
+        }
+        self.visit_counters(range, &layout, |offset, piece| {
             digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
-        })?;
+        });
         Ok(digest)
     }
 
@@ -344,12 +368,7 @@ impl Replica {
     /// Hands the state's bytes in `range` to `visit` in order, each piece with its offset in the state.
     fn visit_state(&self, range: Range<u64>, mut visit: impl FnMut(u64, &[u8])) -> Result<(), Error> {
         let layout = self.state_layout();
-        for (flat, part) in [
-            (&self.flat.parameters, layout.parameters),
-            (&self.flat.exp_avg, layout.exp_avg),
-            (&self.flat.exp_avg_sq, layout.exp_avg_sq),
-            (&self.flat.live, layout.batch_norm),
-        ] {
+        for (flat, part) in self.parts(&layout) {
             let wanted = range.start.max(part.start)..range.end.min(part.end);
             if !wanted.is_empty() {
                 let offset = part.start;
@@ -358,13 +377,28 @@ impl Replica {
                 })?;
             }
         }
+        self.visit_counters(range, &layout, visit);
+        Ok(())
+    }
+
+    fn visit_counters(&self, range: Range<u64>, layout: &StateLayout, mut visit: impl FnMut(u64, &[u8])) {
         let counters = state::counter_bytes(self.adam_steps, &self.counters);
         let wanted = range.start.max(layout.counters.start)..range.end;
         if !wanted.is_empty() {
             let start = (wanted.start - layout.counters.start) as usize;
             visit(wanted.start, &counters[start..(wanted.end - layout.counters.start) as usize]);
         }
-        Ok(())
+    }
+
+    /// The tensors that the state is made of, with their places in it.
+    fn parts<'a>(&'a self, layout: &StateLayout) -> [(&'a Tensor, Range<u64>); 4] {
+        let Flat { parameters, exp_avg, exp_avg_sq, live, .. } = &self.flat;
+        [
+            (parameters, layout.parameters.clone()),
+            (exp_avg, layout.exp_avg.clone()),
+            (exp_avg_sq, layout.exp_avg_sq.clone()),
+            (live, layout.batch_norm.clone()),
+        ]
     }
 
     // --- weights --------------------------------------------------------------------------------------------------

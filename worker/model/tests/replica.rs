@@ -45,13 +45,19 @@ fn try_accumulate(
     replica.begin_step()?;
     replica.zero_gradients()?;
     let logits = replica.forward(&images, Mode::Train)?;
-    replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, ready)
+    let loss = replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, ready)?;
+    Ok(loss.double_value(&[]))
+}
+
+fn update(replica: &mut Replica, learning_rate: f64, applies: bool) {
+    let on_device = Tensor::full([1], f64::from(u8::from(applies)), (Kind::Float, replica.device()));
+    replica.update(learning_rate, &on_device, None).unwrap();
+    replica.settle(applies);
 }
 
 fn step(replica: &mut Replica, seed: i64) -> f64 {
     let loss = accumulate(replica, seed);
-    replica.adam_step(1e-3, false).unwrap();
-    replica.commit().unwrap();
+    update(replica, 1e-3, true);
     loss
 }
 
@@ -114,7 +120,7 @@ fn parameters_and_gradients_are_views_of_the_flat_buffers() {
         assert!(address.is_multiple_of(64) && (flat..flat + bytes).contains(&address), "{name}");
     }
     replica.with_gradients_mut(|flat| flat.fill(2.0)).unwrap();
-    replica.adam_step(0.5, false).unwrap();
+    update(&mut replica, 0.5, true);
     assert!(replica.parameters().all(|(_, parameter)| values(&parameter.grad()).iter().all(|&g| g == 2.0)));
     let head = replica.parameters().find(|(name, _)| *name == "head.bias").unwrap().1;
     assert!(
@@ -174,7 +180,7 @@ fn an_unapplied_step_leaves_no_trace() {
     step(&mut replica, 1);
     let before = replica.state_digest().unwrap();
     accumulate(&mut replica, 2);
-    replica.adam_step(1e-3, true).unwrap();
+    update(&mut replica, 1e-3, false);
     assert_eq!((replica.state_digest().unwrap(), replica.adam_steps()), (before, 1));
 
     let mut undisturbed = replica_of(&small());
@@ -192,7 +198,7 @@ fn micro_batches_add_up() {
         replica.zero_gradients().unwrap();
         for (images, masks) in batches {
             let logits = replica.forward(images, Mode::Train).unwrap();
-            replica.backward_sum_loss(&logits, masks, 1e-3).unwrap();
+            let _ = replica.backward_sum_loss(&logits, masks, 1e-3).unwrap();
         }
         values(replica.gradients())
     };
@@ -421,11 +427,14 @@ fn unfit_weights_are_named_and_change_nothing() {
 fn clipping_brings_the_norm_down() {
     let mut replica = replica_of(&small());
     accumulate(&mut replica, 1);
-    let norm = replica.gradient_norm_and_finite().unwrap();
-    assert!(norm.finite && norm.norm > 0.0);
-    replica.clip_gradients(norm, norm.norm / 4.0).unwrap();
-    let clipped = replica.gradient_norm_and_finite().unwrap();
-    assert!((clipped.norm * 4.0 / norm.norm - 1.0).abs() < 1e-5);
+    let norm = |replica: &Replica| replica.gradient_norm().unwrap().double_value(&[]);
+    let before = norm(&replica);
+    assert!(before.is_finite() && before > 0.0);
+    let measure = replica.measure_gradients(Some(before / 4.0)).unwrap();
+    assert_eq!(measure.finite.double_value(&[]), 1.0);
+    let applies = Tensor::ones([1], (Kind::Float, Device::Cpu));
+    replica.update(1e-3, &applies, measure.scale.as_ref()).unwrap();
+    assert!((norm(&replica) * 4.0 / before - 1.0).abs() < 1e-5, "the update divided it in place");
     replica.with_gradients_mut(|flat| flat[17] = f32::NAN).unwrap();
-    assert!(!replica.gradient_norm_and_finite().unwrap().finite);
+    assert_eq!(replica.measure_gradients(None).unwrap().finite.double_value(&[]), 0.0);
 }

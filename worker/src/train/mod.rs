@@ -3,8 +3,11 @@
 //! It knows nothing of the coordinator, of messages or of async code; the tests of the whole team's
 //! arithmetic drive it directly.
 
+mod control;
 mod data;
 pub mod exchange;
+mod member;
+mod outcome;
 mod position;
 mod pretrained;
 mod progress;
@@ -17,11 +20,12 @@ mod validate;
 
 use std::sync::Arc;
 
-use musher_collective::{Collective, CollectiveError};
+use musher_collective::CollectiveError;
 use musher_dataset::DatasetError;
 use musher_model::{Encoder, ModelOptions, Replica};
+use musher_nccl::ExchangeError;
 use musher_proto::{
-    ids::{Generation, Rank},
+    ids::Generation,
     job::{self, JobConfig},
     message::ReplicaLabel,
 };
@@ -29,6 +33,7 @@ use tch::Device;
 use thiserror::Error;
 
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
+pub use member::Membership;
 pub use position::Position;
 pub use pretrained::PretrainedError;
 pub use progress::ProgressBoard;
@@ -36,12 +41,17 @@ pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
 pub use sync_norm::SyncBatchNorm;
 
+use step::InFlight;
+
 /// Why the work of a generation, or of the whole run, can't go on.
 #[derive(Debug, Error)]
 pub enum TrainError {
     /// The exchange with the peers broke; the replica holds its last applied step.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The exchange between GPUs broke, or can't be had.
+    #[error(transparent)]
+    Gpu(ExchangeError),
     /// The control word did not add up: some rank was not at this step, or was leaving.
     #[error("step {step} was not completed by all ranks")]
     Incomplete { step: u64 },
@@ -64,6 +74,20 @@ pub enum TrainError {
     Model(#[from] musher_model::Error),
     #[error(transparent)]
     Torch(#[from] tch::TchError),
+    #[error(transparent)]
+    Extension(#[from] torch_ext::Error),
+}
+
+impl From<ExchangeError> for TrainError {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Host(error) => Self::Collective(error),
+            ExchangeError::Aborted(None) => Self::Collective(CollectiveError::Aborted(None)),
+            ExchangeError::Torch(error) => Self::Extension(error),
+            ExchangeError::Tensor(error) => Self::Torch(error),
+            other => Self::Gpu(other),
+        }
+    }
 }
 
 impl TrainError {
@@ -75,11 +99,13 @@ impl TrainError {
             | TrainError::OutOfOrder { .. }
             | TrainError::TornSync { .. }
             | TrainError::Download(_) => true,
+            TrainError::Gpu(error) => error.ends_generation_only(),
             TrainError::Data(_)
             | TrainError::NotFinite(_)
             | TrainError::Pretrained(_)
             | TrainError::Model(_)
-            | TrainError::Torch(_) => false,
+            | TrainError::Torch(_)
+            | TrainError::Extension(_) => false,
         }
     }
 
@@ -100,25 +126,11 @@ pub struct Trainer {
     unpooled_samples: u64,
     /// Steps in a row whose gradient was not finite.
     bad_streak: u32,
+    /// A step that the device works on, and whose outcome is to be seen.
+    in_flight: Option<InFlight>,
+    /// Lets each step's outcome be seen in the midst of the next only, also where it is there at once.
+    pub looks_late: bool,
     pub board: Arc<ProgressBoard>,
-}
-
-/// This rank's membership of one generation.
-pub struct Membership {
-    pub generation: Generation,
-    pub collective: Box<dyn Collective>,
-    /// Where batch norm is over the batches of all ranks.
-    pub batch_norm: Option<SyncBatchNorm>,
-}
-
-impl Membership {
-    pub fn rank(&self) -> Rank {
-        Rank(self.collective.rank())
-    }
-
-    pub fn world(&self) -> u32 {
-        self.collective.world()
-    }
 }
 
 impl Trainer {
@@ -131,7 +143,17 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let replica = seeded_replica(&job, device)?;
         let data = Feed::new(job.clone(), data, device)?;
-        Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
+        Ok(Self {
+            job,
+            data,
+            replica,
+            lineage: Generation(0),
+            unpooled_samples: 0,
+            bad_streak: 0,
+            in_flight: None,
+            looks_late: false,
+            board,
+        })
     }
 
     pub fn replica(&self) -> &Replica {

@@ -33,7 +33,7 @@ impl Trainer {
         source: Source,
     ) -> Result<Synced, TrainError> {
         self.board.enter(WorkerPhase::Syncing);
-        self.board.connected(member.collective.meter());
+        self.board.connected(member.hosts.0.meter());
         let gives = member.rank() == form.donor;
         let pretrained = if gives { self.prepare_donor(source)? } else { None };
         let state_digest = match form.broadcast {
@@ -129,7 +129,7 @@ impl Trainer {
         chunk: &mut [u8],
     ) -> Result<(), TrainError> {
         self.board.mark(Activity::WaitingForPeers);
-        member.collective.broadcast(Tag::new(0, index, Phase::State), donor.0, chunk)?;
+        member.hosts.0.broadcast(Tag::new(0, index, Phase::State), donor.0, chunk)?;
         self.board.mark(Activity::Working);
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Trainer {
     fn pass_digest(&self, member: &mut Membership, donor: Rank, digest: u64) -> Result<u64, TrainError> {
         let mut bytes = digest.to_le_bytes();
         self.board.mark(Activity::WaitingForPeers);
-        member.collective.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut bytes)?;
+        member.hosts.0.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut bytes)?;
         self.board.mark(Activity::Working);
         Ok(u64::from_le_bytes(bytes))
     }

@@ -6,6 +6,7 @@
 
 mod fault;
 mod harness;
+mod late;
 mod start;
 
 mod agreement;
