@@ -17,8 +17,13 @@ import torch
 import torch.nn.functional as F
 
 WIDTH, SIZE, SAMPLES, GLOBAL_BATCH, EPOCHS, SEED, CLASSES = 0.05, 64, 11, 4, 4, 44, 3
-LEARNING_RATE = 3e-3
-JOBS = {"plain": dict(cosine=False, clip_norm=0.0), "cosine_clipped": dict(cosine=True, clip_norm=0.3)}
+JOBS = {
+    "plain": dict(),
+    "cosine_clipped": dict(cosine=True, clip_norm=0.3),
+    "weighted_dice": dict(class_weights=(0.5, 1.0, 3.0), dice_weight=0.7),
+    "warmed_up": dict(cosine=True, warmup_steps=5, encoder_rate=0.1),
+    "frozen": dict(freeze_encoder=True, rate=3e-4),
+}
 MASK64 = (1 << 64) - 1
 
 
@@ -162,10 +167,36 @@ def forward(t, x):
     return conv(x, "head")
 
 
-def train(start, images, masks, cosine, clip_norm):
+def batch_loss(logits, masks, class_weights, dice_weight):
+    """Weighted cross-entropy over the number of pixels, and the mean of each sample's Dice loss."""
+    weights = torch.tensor(class_weights) if class_weights else None
+    loss = F.cross_entropy(logits, masks, weight=weights, reduction="sum") / masks.numel()
+    for scores, mask in zip(logits, masks):
+        if not dice_weight:
+            break
+        shares = torch.softmax(scores, 0)
+        ratios = []
+        for c in range(CLASSES):
+            truth = (mask == c).float()
+            ratios.append((2 * (shares[c] * truth).sum() + 1) / (shares[c].sum() + truth.sum() + 1))
+        loss = loss + dice_weight * (1 - sum(ratios) / CLASSES) / len(masks)
+    return loss
+
+
+def scheduled(rate, step, total, cosine, warmup_steps):
+    """Of the step with that index, from 0."""
+    if step < warmup_steps:
+        return rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (total - warmup_steps)
+    return rate * (0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1.0)
+
+
+def train(start, images, masks, rate=3e-3, cosine=False, clip_norm=0.0, warmup_steps=0, encoder_rate=1.0, freeze_encoder=False,
+          class_weights=(), dice_weight=0.0):
     """Losses of all steps."""
     t = {name: tensor.clone() for name, tensor in start.items()}
-    trained = [name for name in t if ".running_" not in name]
+    is_encoder = lambda name: not name.startswith(("decoder.", "head."))
+    trained = [name for name in t if ".running_" not in name and not (freeze_encoder and is_encoder(name))]
     m, v = ({name: torch.zeros_like(t[name]) for name in trained} for _ in range(2))
     losses, total = [], EPOCHS * math.ceil(SAMPLES / GLOBAL_BATCH)
     for epoch in range(1, EPOCHS + 1):
@@ -173,18 +204,19 @@ def train(start, images, masks, cosine, clip_norm):
         for first in range(0, SAMPLES, GLOBAL_BATCH):
             batch = ids[first : first + GLOBAL_BATCH]
             leaves = [t[name].requires_grad_() for name in trained]
-            loss = F.cross_entropy(forward(t, images[batch]), masks[batch])
+            loss = batch_loss(forward(t, images[batch]), masks[batch], class_weights, dice_weight)
             gradients = torch.autograd.grad(loss, leaves)
             norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
             factor = min(1.0, clip_norm / norm) if clip_norm else 1.0
-            rate = LEARNING_RATE * (0.5 * (1 + math.cos(math.pi * len(losses) / total)) if cosine else 1.0)
+            now = scheduled(rate, len(losses), total, cosine, warmup_steps)
             losses.append(loss.item())
             step = len(losses)
-            rate *= math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            now *= math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
             for name, gradient in zip(trained, gradients):
                 m[name].lerp_(factor * gradient, 1 - 0.9)
                 v[name].lerp_((factor * gradient) ** 2, 1 - 0.999)
-                t[name] = t[name].detach() - rate * m[name] / (v[name].sqrt() + 1e-7)
+                own = now * (encoder_rate if is_encoder(name) else 1.0)
+                t[name] = t[name].detach() - own * m[name] / (v[name].sqrt() + 1e-7)
             print(f"step {step}: loss {losses[-1]:.6f}, gradient {norm:.4f}", file=sys.stderr)
     return losses
 

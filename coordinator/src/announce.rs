@@ -209,6 +209,9 @@ impl Announcer {
                 val_loss = scores.loss,
                 val_accuracy = scores.accuracy,
                 val_miou = scores.miou,
+                val_iou_foreground = scores.class_iou[0],
+                val_iou_background = scores.class_iou[1],
+                val_iou_boundary = scores.class_iou[2],
             ),
             RunEvent::CheckpointCommitted { checkpoint, epoch, step, bytes, elapsed, stall_ms } => event!(
                 info,

@@ -3,6 +3,7 @@
 
 pub mod announce;
 pub mod cli;
+pub mod compare;
 pub mod core;
 pub mod run_dir;
 pub mod service;

@@ -159,7 +159,7 @@ pub fn resume_point(
 }
 
 /// What may not change between a run's start and its resumption.
-const PINNED: [&str; 16] = [
+const PINNED: [&str; 18] = [
     "seed",
     "data.image_size",
     "data.normalize",
@@ -175,6 +175,8 @@ const PINNED: [&str; 16] = [
     "model.sync_batch_norm",
     "train.global_batch",
     "train.schedule",
+    "train.class_weights",
+    "train.dice_weight",
     "early_stopping.monitor",
 ];
 

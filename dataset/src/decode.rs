@@ -4,7 +4,7 @@
 //! An EXIF orientation is deliberately not applied: the masks were drawn on the pixels as stored.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::ImageFormat;
@@ -57,6 +57,16 @@ pub fn decode_picture(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<
     };
     decoded.map_err(|reason| DatasetError::undecodable(file, reason))
 }
+
+/// Whether a file begins like an image of a supported format; its name does not matter.
+pub fn is_picture(file: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = fs::File::open(file).and_then(|file| file.take(LONGEST_MAGIC).read_to_end(&mut start));
+    read.is_ok() && image::guess_format(&start).is_ok_and(|format| format.reading_enabled())
+}
+
+/// More bytes than any format needs to be known.
+const LONGEST_MAGIC: u64 = 64;
 
 /// Reads a trimap (values 1, 2, 3: gray or palette PNG) as classes 0, 1, 2.
 ///

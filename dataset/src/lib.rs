@@ -15,7 +15,7 @@ mod raster;
 pub use raster::{Mask, Pair, Picture, Raster};
 
 mod decode;
-pub use decode::{decode_mask, decode_pair, decode_picture};
+pub use decode::{decode_mask, decode_pair, decode_picture, is_picture};
 
 mod cache;
 pub use cache::{CacheCounters, ImageCache};

@@ -26,10 +26,9 @@ pub struct StripRow {
 pub fn render(rows: &[StripRow], image_size: u32) -> Vec<u8> {
     let zoom = MIN_SIDE.div_ceil(image_size.max(1)).max(1);
     let side = image_size * zoom;
-    let title_height = 2 * GUTTER + GLYPH_HEIGHT * TEXT_ZOOM;
     let (columns, lines) = (TITLES.len() as u32, rows.len() as u32);
     let width = GUTTER + columns * (side + GUTTER);
-    let mut canvas = RgbImage::from_pixel(width, title_height + lines * (side + GUTTER), PAPER);
+    let mut canvas = RgbImage::from_pixel(width, TITLE_HEIGHT + lines * (side + GUTTER), PAPER);
 
     for (column, title) in (0..).zip(TITLES) {
         write(&mut canvas, title, GUTTER + column * (side + GUTTER), GUTTER);
@@ -44,10 +43,38 @@ pub fn render(rows: &[StripRow], image_size: u32) -> Vec<u8> {
         ];
         for (column, tile) in (0..).zip(&tiles) {
             let x = GUTTER + column * (side + GUTTER);
-            let y = title_height + line * (side + GUTTER);
+            let y = TITLE_HEIGHT + line * (side + GUTTER);
             imageops::replace(&mut canvas, tile, i64::from(x), i64::from(y));
         }
     }
+    png(&canvas)
+}
+
+/// Of each row the image, the truth and the prediction, each a PNG.
+pub type Tiles = Vec<[Vec<u8>; TITLES.len()]>;
+
+/// Takes a picture of [`render`] apart; `None` if it is none.
+pub fn tiles(strip: &[u8]) -> Option<Tiles> {
+    let strip = image::load_from_memory_with_format(strip, ImageFormat::Png).ok()?.into_rgb8();
+    let columns = TITLES.len() as u32;
+    let side = (strip.width().checked_sub(GUTTER)? / columns).checked_sub(GUTTER)?;
+    let rows = strip.height().checked_sub(TITLE_HEIGHT)? / (side + GUTTER);
+    let tile = |row: u32, column: u32| {
+        let (x, y) = (GUTTER + column * (side + GUTTER), TITLE_HEIGHT + row * (side + GUTTER));
+        png(&imageops::crop_imm(&strip, x, y, side, side).to_image())
+    };
+    Some((0..rows).map(|row| std::array::from_fn(|column| tile(row, column as u32))).collect())
+}
+
+/// A PNG of RGB pixels, row by row.
+///
+/// # Panics
+/// If there are not width x height pixels.
+pub fn encode(width: u32, height: u32, rgb: Vec<u8>) -> Vec<u8> {
+    png(&RgbImage::from_raw(width, height, rgb).expect("there are as many bytes as pixels need"))
+}
+
+fn png(canvas: &RgbImage) -> Vec<u8> {
     let mut png = Cursor::new(Vec::new());
     canvas.write_to(&mut png, ImageFormat::Png).expect("memory takes any PNG");
     png.into_inner()
@@ -56,6 +83,7 @@ pub fn render(rows: &[StripRow], image_size: u32) -> Vec<u8> {
 const TITLES: [&str; 3] = ["image", "truth", "prediction"];
 const MIN_SIDE: u32 = 128;
 const GUTTER: u32 = 6;
+const TITLE_HEIGHT: u32 = 2 * GUTTER + GLYPH_HEIGHT * TEXT_ZOOM;
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
 const INK: Rgb<u8> = Rgb([60, 60, 64]);
 
@@ -63,18 +91,20 @@ const INK: Rgb<u8> = Rgb([60, 60, 64]);
 /// are told apart with any colour vision and in grey.
 pub const CLASS_COLOURS: [[u8; 3]; CLASSES] = [[230, 159, 0], [24, 52, 92], [245, 245, 240]];
 
-/// What is no class, which only a bug could make.
+/// What is no class of a trimap.
 const UNKNOWN_COLOUR: [u8; 3] = [204, 51, 153];
+
+/// Red, green and blue for a class.
+pub fn class_colour(class: u8) -> [u8; 3] {
+    *CLASS_COLOURS.get(usize::from(class)).unwrap_or(&UNKNOWN_COLOUR)
+}
 
 fn colour(classes: &[u8], mask_side: u32, side: u32) -> RgbImage {
     let mask = Mask::new(mask_side, mask_side, classes.to_vec());
     let mut scaled = vec![0; side as usize * side as usize];
     let map = Affine::stretch(mask_side, mask_side);
     nearest(&mask, &map, Border::Replicate, side, &mut scaled);
-    RgbImage::from_fn(side, side, |x, y| {
-        let class = scaled[(y * side + x) as usize];
-        Rgb(*CLASS_COLOURS.get(usize::from(class)).unwrap_or(&UNKNOWN_COLOUR))
-    })
+    RgbImage::from_fn(side, side, |x, y| Rgb(class_colour(scaled[(y * side + x) as usize])))
 }
 
 fn write(canvas: &mut RgbImage, text: &str, left: u32, top: u32) {
@@ -140,5 +170,20 @@ mod tests {
         assert_eq!(png.width(), 3 * 128 + 4 * GUTTER);
         let shown = [64, 200, 330].map(|x| png.get_pixel(x, png.height() - 50).0);
         assert_eq!(shown, [[7; 3], CLASS_COLOURS[0], CLASS_COLOURS[1]]);
+    }
+
+    #[test]
+    fn a_strip_is_taken_apart() {
+        let row =
+            StripRow { image: vec![7; 64 * 64 * 3], truth: vec![0; 32 * 32], predicted: vec![1; 32 * 32] };
+        let tiles = tiles(&render(&[row.clone(), row], 64)).unwrap();
+        let colours = [[7; 3], CLASS_COLOURS[0], CLASS_COLOURS[1]];
+        assert_eq!(tiles.len(), 2);
+        for (tile, colour) in tiles.iter().flat_map(|row| row.iter().zip(colours)) {
+            let tile = image::load_from_memory(tile).unwrap().into_rgb8();
+            assert_eq!(tile.dimensions(), (128, 128));
+            assert!(tile.pixels().all(|pixel| pixel.0 == colour));
+        }
+        assert_eq!(super::tiles(b"no picture"), None);
     }
 }

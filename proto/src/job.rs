@@ -171,7 +171,15 @@ pub struct Train {
     pub epochs: u32,
     /// Adam's step size, above 0.
     pub learning_rate: f64,
+    /// Adam's step size in the encoder, scheduled alike; 0: `learning_rate`.
+    pub encoder_learning_rate: f64,
     pub schedule: Schedule,
+    /// Epochs, possibly a fraction, over which both rates first rise linearly, below `epochs`; 0: none.
+    pub warmup_epochs: f64,
+    /// Factor of a pixel's loss by its true class, one a class, each above 0; empty: all count alike.
+    pub class_weights: Vec<f64>,
+    /// Factor of a Dice loss that is added to the cross-entropy; 0: none.
+    pub dice_weight: f64,
     /// Gradients are scaled down to this global L2 norm; 0: off.
     pub clip_norm: f64,
     pub precision: Precision,
@@ -185,7 +193,7 @@ pub struct Train {
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     Constant,
-    /// Half a cosine from the learning rate to 0 over all epochs.
+    /// Half a cosine from the learning rate to 0 over the epochs after the warm-up.
     Cosine,
 }
 
@@ -423,7 +431,11 @@ impl Default for Train {
             micro_batch: 0,
             epochs: 100,
             learning_rate: 1e-3,
+            encoder_learning_rate: 0.0,
             schedule: Schedule::Constant,
+            warmup_epochs: 0.0,
+            class_weights: Vec::new(),
+            dice_weight: 0.0,
             clip_norm: 0.0,
             precision: Precision::Fp32,
             bucket_mb: 25.0,

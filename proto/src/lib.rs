@@ -6,6 +6,7 @@ pub mod digest;
 pub mod ids;
 pub mod job;
 pub mod message;
+pub mod scores;
 pub mod shard;
 
 /// The generated types and services of `musher.v1`. They stop at [`convert`].

@@ -62,6 +62,12 @@ impl Scene {
         self.start(self.musher(args)).wait()
     }
 
+    /// Runs `musher-worker ARGS` to its end.
+    #[track_caller]
+    pub fn run_worker(&self, args: &[&str]) -> End {
+        self.start(self.command(&binaries::musher_worker(), args)).wait()
+    }
+
     pub fn start(&self, command: Command) -> Process {
         let nth = self.started.fetch_add(1, Ordering::Relaxed);
         Process::start(command, self.path(&format!("process-{nth}")))

@@ -1,5 +1,8 @@
 //! The command line of `musher-worker`.
 
+mod eval;
+mod predict;
+
 use std::{
     ffi::OsString,
     io::IsTerminal,
@@ -34,6 +37,27 @@ pub struct Command {
 enum Subcommands {
     /// Join a run and train until it ends
     Join(Join),
+    /// Write the class of each pixel of images, and a picture of it
+    Predict(predict::Predict),
+    /// Say how good a network is on a data set
+    Eval(eval::Eval),
+}
+
+/// Why `predict` or `eval` could not do its work.
+enum Failure {
+    /// The user can mend it: exit code 2.
+    Usage(anyhow::Error),
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Other(error.into())
+    }
+}
+
+fn usage(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Usage(error.into())
 }
 
 #[derive(Debug, Args)]
@@ -86,9 +110,28 @@ enum LogFormat {
 
 impl Command {
     pub fn run(self) -> ExitCode {
-        let Subcommands::Join(join) = self.command;
-        let is_launched = join.parent.is_some();
-        let exit = join.run().unwrap_or_else(|error| Exit::Broken { reason: format!("{error:#}") });
+        match self.command {
+            Subcommands::Join(join) => join.run_to_exit(),
+            Subcommands::Predict(predict) => exit_code(predict.run()),
+            Subcommands::Eval(eval) => exit_code(eval.run()),
+        }
+    }
+}
+
+fn exit_code(result: Result<(), Failure>) -> ExitCode {
+    let (code, error) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::Other(error)) => (1, error),
+    };
+    eprintln!("musher-worker: {error:#}");
+    ExitCode::from(code)
+}
+
+impl Join {
+    fn run_to_exit(self) -> ExitCode {
+        let is_launched = self.parent.is_some();
+        let exit = self.run().unwrap_or_else(|error| Exit::Broken { reason: format!("{error:#}") });
         if let Exit::Failed { reason } | Exit::Broken { reason } = &exit {
             eprintln!("musher-worker: {reason}");
         }
@@ -99,9 +142,7 @@ impl Command {
             Exit::Failed { .. } | Exit::Broken { .. } => ExitCode::FAILURE,
         }
     }
-}
 
-impl Join {
     fn run(mut self) -> anyhow::Result<Exit> {
         if !self.url.contains("://") {
             self.url = format!("http://{}", self.url);
@@ -176,7 +217,7 @@ impl Join {
             host,
             device: device.name.clone(),
         };
-        let threads = self.threads.unwrap_or_else(cores).min(openmp_limit()).max(1);
+        let threads = compute_threads(self.threads);
         // Few threads: it only carries messages, and the cores belong to training.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let exit = runtime.block_on(async {
@@ -202,6 +243,11 @@ impl Join {
         runtime.shutdown_background();
         exit
     }
+}
+
+/// As many as wanted, or as there are cores.
+fn compute_threads(wanted: Option<usize>) -> usize {
+    wanted.unwrap_or_else(cores).min(openmp_limit()).max(1)
 }
 
 fn cores() -> usize {

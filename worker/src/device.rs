@@ -93,6 +93,10 @@ impl Choice {
 }
 
 impl Found {
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// What to train on, given the job's `cluster.device`.
     ///
     /// # Errors

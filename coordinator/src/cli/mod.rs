@@ -1,5 +1,6 @@
 //! The command line: one command a file, one sentence for what goes wrong.
 
+mod compare;
 mod data;
 mod launch;
 mod remote;
@@ -33,6 +34,8 @@ enum Subcommands {
     Stop(remote::Stop),
     /// Let one worker go between two steps; no step is lost
     Drain(remote::Drain),
+    /// Draw the curves of runs beside each other, and print their figures
+    Compare(compare::Compare),
     /// Check a data set, or draw a synthetic one
     #[command(subcommand)]
     Data(data::Data),
@@ -115,6 +118,7 @@ impl Command {
             Subcommands::Status(status) => status.run(),
             Subcommands::Stop(stop) => stop.run(),
             Subcommands::Drain(drain) => drain.run(),
+            Subcommands::Compare(compare) => compare.run(),
             Subcommands::Data(data) => data.run(),
         };
         let exit = result.unwrap_or_else(|failure| {

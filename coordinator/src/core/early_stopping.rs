@@ -7,10 +7,9 @@
 use musher_proto::{
     ids::Epoch,
     job::{self, Monitor},
+    scores::Scores,
 };
 use serde::{Deserialize, Serialize};
-
-use super::scores::Scores;
 
 /// What has been judged so far. It is part of each checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -96,7 +95,8 @@ mod tests {
         let mut state = EarlyStopping::default();
         for (i, &value) in curve.iter().enumerate() {
             let epoch = Epoch(i as u32 + 1);
-            let scores = Scores { loss: value, accuracy: value, miou: value, samples: 1 };
+            let scores =
+                Scores { loss: value, accuracy: value, miou: value, samples: 1, ..Scores::default() };
             if state.judge(rules, epoch, &scores).stop {
                 return (Some(epoch.0), state.best.map(|b| b.epoch.0));
             }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, WorkerId},
     message::{Fenced, Finish, FromWorker, Hello, PartHeader, ToWorker},
+    scores::Scores,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     early_stopping::EarlyStopping,
     reasons::{AbortCause, Departure},
-    scores::Scores,
 };
 
 /// Time since the coordinator's start. The core has no clock of its own.

@@ -15,7 +15,6 @@ pub mod reasons;
 mod restart;
 mod returning;
 mod roster;
-pub mod scores;
 mod slowness;
 mod status;
 mod time;
@@ -36,6 +35,7 @@ use musher_proto::{
         DataFacts, DataWarning, Fenced, FromWorker, Hello, Join, PROTOCOL, SegmentFinished, Synced, ToWorker,
         Train, Validated, Waited, Welcome,
     },
+    scores::Scores,
 };
 
 use checkpointing::OpenCheckpoint;
@@ -111,7 +111,7 @@ pub struct Core {
     barren: u32,
     last_applied: Step,
     pace: Pace,
-    last_scores: Option<scores::Scores>,
+    last_scores: Option<Scores>,
     /// (file, problem) pairs that were reported.
     data_warnings: BTreeSet<(String, String)>,
     /// A state whose checkpoint failed while it was held for: it is not tried again.

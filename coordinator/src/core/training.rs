@@ -7,6 +7,7 @@ use musher_proto::{
         EpochTotals, Fenced, PartHeader, Phase as WorkerPhase, Progress, ReplicaLabel, SegmentFinished,
         Synced, ToWorker, Train, Validate, Validated,
     },
+    scores,
     shard::ValidationUnits,
 };
 
@@ -17,7 +18,6 @@ use super::{
     effects::{Action, Commit, Position, ProgressReport, RunEvent, RunProgress, SavedBest, Status, Time},
     reasons::AbortCause,
     roster::{Replies, Team},
-    scores,
 };
 
 /// Step time-outs within which the next part of a checkpoint must be stored.

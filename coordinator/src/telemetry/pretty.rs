@@ -68,6 +68,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "val loss {val_loss:.4}",
             "accuracy {val_accuracy:.4}",
             "mIoU {val_miou:.4}",
+            "by class {val_iou_foreground:.3} {val_iou_background:.3} {val_iou_boundary:.3}",
             "{samples:count} samples",
         ],
         "checkpoint_committed" => &[
@@ -201,6 +202,7 @@ fn show(value: &Value, form: &str) -> String {
         ("s", Some(seconds)) => duration(seconds),
         ("ms", Some(ms)) => duration(ms / 1000.0),
         (".1", Some(number)) => format!("{number:.1}"),
+        (".3", Some(number)) => format!("{number:.3}"),
         (".4", Some(number)) => format!("{number:.4}"),
         _ => match value {
             Value::Null => "nan".to_owned(),

@@ -110,6 +110,21 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
     require(rate.is_finite() && rate > 0.0, "train.learning_rate", || {
         format!("{rate} is not a finite number above 0; 0.001 is the default")
     })?;
+    not_negative(
+        "train.encoder_learning_rate",
+        train.encoder_learning_rate,
+        "use 0 for train.learning_rate there too",
+    )?;
+    require(
+        train.encoder_learning_rate == 0.0 || !job.model.freeze_encoder,
+        "train.encoder_learning_rate",
+        || "model.freeze_encoder = true leaves nothing in the encoder to learn; use one of the two".into(),
+    )?;
+    not_negative("train.warmup_epochs", train.warmup_epochs, "use 0 for no warm-up")?;
+    require(train.warmup_epochs < f64::from(train.epochs), "train.warmup_epochs", || {
+        format!("{} is not below train.epochs = {}, so nothing follows", train.warmup_epochs, train.epochs)
+    })?;
+    loss(job)?;
     not_negative("train.clip_norm", train.clip_norm, "use 0 for no clipping")?;
     let bucket = train.bucket_mb;
     require(0.0 < bucket && bucket <= LARGEST_BUCKET_MB, "train.bucket_mb", || {
@@ -121,6 +136,20 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
             Err(Problem::NotAvailable { key: "train.precision", what: "bf16".into(), instead: "\"fp32\"" })
         }
     }
+}
+
+fn loss(job: &JobConfig) -> Result<(), Problem> {
+    let (weights, classes) = (&job.train.class_weights, job.model.classes);
+    require(weights.is_empty() || weights.len() == classes as usize, "train.class_weights", || {
+        let count = weights.len();
+        format!("{count} numbers do not fit model.classes = {classes}; give one a class, or [] for none")
+    })?;
+    let bad = weights.iter().find(|weight| !(weight.is_finite() && **weight > 0.0));
+    require(bad.is_none(), "train.class_weights", || {
+        let found = bad.map(f64::to_string).unwrap_or_default();
+        format!("{found} is not a finite number above 0; 1.0 changes nothing")
+    })?;
+    not_negative("train.dice_weight", job.train.dice_weight, "use 0 for no Dice term")
 }
 
 /// More than the gradients of any network here.

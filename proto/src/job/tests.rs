@@ -112,6 +112,42 @@ fn a_choice_names_its_alternatives() {
 }
 
 #[test]
+fn choices_of_the_loss_and_the_rates_are_checked() {
+    let keys = "[train]\nclass_weights = [1, 0.5, 2]\ndice_weight = 1\nwarmup_epochs = 0.5\n";
+    let train = job(keys).unwrap().train;
+    assert_eq!(
+        (train.class_weights, train.dice_weight, train.warmup_epochs),
+        (vec![1.0, 0.5, 2.0], 1.0, 0.5)
+    );
+    refused(
+        set("train.class_weights=[1, 2]"),
+        "`train.class_weights` in --set: 2 numbers do not fit model.classes = 3; give one a class, or [] for none",
+    );
+    refused(
+        set("train.class_weights=[1, 0, 2]"),
+        "`train.class_weights` in --set: 0 is not a finite number above 0; 1.0 changes nothing",
+    );
+    refused(
+        set("train.dice_weight=-1"),
+        "`train.dice_weight` in --set: -1 is not a finite number of at least 0; use 0 for no Dice term",
+    );
+    refused(
+        set("train.warmup_epochs=100"),
+        "`train.warmup_epochs` in --set: 100 is not below train.epochs = 100, so nothing follows",
+    );
+    refused(
+        set("train.encoder_learning_rate=nan"),
+        "`train.encoder_learning_rate` in --set: NaN is not a finite number of at least 0; use 0 for \
+         train.learning_rate there too",
+    );
+    refused(
+        job("[model]\nfreeze_encoder = true\n[train]\nencoder_learning_rate = 1e-4"),
+        "`train.encoder_learning_rate` in job.toml line 4: model.freeze_encoder = true leaves nothing in the \
+         encoder to learn; use one of the two",
+    );
+}
+
+#[test]
 fn broken_toml_names_its_line() {
     let message = job("name = \"x\"\n[train\nepochs = 3").unwrap_err().to_string();
     assert!(message.starts_with("job.toml line 2 is not TOML: "), "{message}");

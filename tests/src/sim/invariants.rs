@@ -8,11 +8,12 @@ use std::{
 
 use musher_coordinator::core::{
     Action, Commit, Fences, ResumePoint, RunEvent, RunState, Status, Stopped, early_stopping::EarlyStopping,
-    reasons::Departure, scores::Scores,
+    reasons::Departure,
 };
 use musher_proto::{
     ids::{CheckpointId, Epoch, Generation, Session, Step, WorkerId},
     message::{Fenced, Form, FromWorker, PartHeader, PartKind, ReplicaLabel, Start, ToWorker, Train},
+    scores::Scores,
 };
 
 use super::{

@@ -17,3 +17,4 @@ mod restart;
 mod resume;
 mod runs;
 mod serve;
+mod weights;

@@ -70,9 +70,21 @@ impl Layout {
         ids
     }
 
+    /// The encoder's part of what trains: its end, as the encoder is used first. Empty if it is frozen.
+    pub fn trainable_encoder(&self) -> Range<usize> {
+        let trains = |parameter: &&Parameter| !parameter.frozen && is_encoder(&parameter.name);
+        let starts = self.parameters.iter().filter(trains).map(|parameter| parameter.range.start);
+        starts.min().unwrap_or(self.trainable_len)..self.trainable_len
+    }
+
     pub fn parameter(&self, ParameterId(index): ParameterId) -> &Parameter {
         &self.parameters[index]
     }
+}
+
+/// Whether a tensor of this name is the encoder's.
+pub fn is_encoder(name: &str) -> bool {
+    !name.starts_with("decoder.") && !name.starts_with("head.")
 }
 
 impl ParameterId {

@@ -24,6 +24,7 @@ mod init;
 mod buckets;
 mod digest;
 mod gradients;
+mod loss;
 mod pooling;
 mod state;
 mod weights;
@@ -34,6 +35,7 @@ pub mod metrics;
 
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
 pub use gradients::GradientMeasure;
+pub use loss::LossOptions;
 pub use options::{Encoder, ModelOptions};
 pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};

@@ -50,7 +50,7 @@ pub fn evaluate(logits: &Tensor, masks: &Tensor) -> Result<Evaluation, Error> {
 }
 
 /// Cross-entropy of each pixel, [N, H, W]. A class beyond the logits' is an error.
-pub(crate) fn pixel_losses(logits: &Tensor, masks: &Tensor) -> Result<Tensor, Error> {
+fn pixel_losses(logits: &Tensor, masks: &Tensor) -> Result<Tensor, Error> {
     // -100 is libtorch's own "ignore nothing that a mask can hold".
     Ok(logits.f_cross_entropy_loss::<Tensor>(masks, None, Reduction::None, -100, 0.0)?)
 }

@@ -12,6 +12,7 @@ use crate::flat::Flat;
 use crate::gradients::{self, GradientMeasure};
 use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
+use crate::loss::{Loss, LossOptions};
 use crate::state::{self, COUNTERS, StateLayout, StateStaging};
 use crate::unet::{Taps, Unet};
 use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling, weights};
@@ -40,6 +41,9 @@ pub struct Replica {
     flat: Flat,
     buckets: Vec<Bucket>,
     readiness: Readiness,
+    loss: Loss,
+    /// The encoder's learning rate over that of the rest.
+    encoder_rate: f64,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -54,11 +58,32 @@ impl Replica {
         let buckets = buckets::plan(&flat.layout, DEFAULT_BUCKET_BYTES);
         let readiness = Readiness::install(&flat, &buckets)?;
         let options = options.clone();
-        Ok(Self { options, network, flat, buckets, readiness, adam_steps: 0, counters: [0; COUNTERS] })
+        Ok(Self {
+            options,
+            network,
+            flat,
+            buckets,
+            readiness,
+            loss: Loss::default(),
+            encoder_rate: 1.0,
+            adam_steps: 0,
+            counters: [0; COUNTERS],
+        })
     }
 
     pub fn options(&self) -> &ModelOptions {
         &self.options
+    }
+
+    /// What backward is of from now on; at first, the plain cross-entropy.
+    pub fn set_loss(&mut self, options: &LossOptions) -> Result<(), Error> {
+        self.loss = Loss::new(options, self.options.classes, self.device())?;
+        Ok(())
+    }
+
+    /// The encoder learns with this multiple of the rate that [`Self::update`] is given; at first, 1.
+    pub fn set_encoder_rate(&mut self, factor: f64) {
+        self.encoder_rate = factor;
     }
 
     pub fn device(&self) -> Device {
@@ -101,8 +126,8 @@ impl Replica {
         Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
     }
 
-    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats, an
-    /// f64 [] on the device that nobody has waited for.
+    /// Adds the gradient of `scale` times the loss summed over pixels; returns the unscaled sum, an f64 [] on the device
+    /// that nobody has waited for. The loss is that of [`Self::set_loss`], in nats.
     ///
     /// `logits` come from [`Self::forward`] in training; `masks` are i64 classes [N, S/2, S/2]. With a `scale` of one
     /// over the global batch's pixels, gradients summed over ranks are those of the global mean.
@@ -113,7 +138,7 @@ impl Replica {
         scale: f64,
     ) -> Result<Tensor, Error> {
         metrics::check_masks(logits, masks)?;
-        let losses = metrics::pixel_losses(logits, masks)?;
+        let losses = self.loss.per_pixel(logits, masks)?;
         (losses.f_sum(Kind::Float)? * scale).f_backward()?;
         Ok(losses.f_detach()?.f_sum(Kind::Double)?)
     }
@@ -156,8 +181,21 @@ impl Replica {
         let found_inf = applies.f_neg()?.f_add_scalar(1.0)?;
         let decided = torch_ext::OnDevice { grad_scale: scale, found_inf: Some(&found_inf) };
         let Flat { layout, parameters, gradients, exp_avg, exp_avg_sq, .. } = &self.flat;
-        let trainable = parameters.f_narrow(0, 0, layout.trainable_len as i64)?;
-        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, decided)?;
+        let update = |range: Range<usize>, lr: f64| {
+            let part = |flat: &Tensor| flat.f_narrow(0, range.start as i64, range.len() as i64);
+            let (parameters, gradients) = (part(parameters)?, part(gradients)?);
+            let (exp_avg, exp_avg_sq) = (part(exp_avg)?, part(exp_avg_sq)?);
+            let step = torch_ext::AdamStep { lr, ..step };
+            torch_ext::fused_adam(&parameters, &gradients, &exp_avg, &exp_avg_sq, step, decided)
+                .map_err(Error::from)
+        };
+        let encoder = layout.trainable_encoder();
+        if self.encoder_rate == 1.0 || encoder.is_empty() {
+            update(0..layout.trainable_len, learning_rate)?;
+        } else {
+            update(0..encoder.start, learning_rate)?;
+            update(encoder, learning_rate * self.encoder_rate)?;
+        }
         let Flat { live, working, .. } = &mut self.flat;
         Ok(live.f_copy_(&working.f_where_self(&applies.f_eq(1.0)?, live)?)?)
     }

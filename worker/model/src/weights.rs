@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype as TheirDtype, View};
 use tch::{Device, Tensor, no_grad};
 
 use crate::flat::Flat;
+use crate::layout::is_encoder;
 use crate::{Encoder, Error};
 
 /// Names listed at most in a message.
@@ -110,7 +111,6 @@ fn take<R: Read + Seek>(
 fn tensors(flat: &Flat, part: Part) -> BTreeMap<String, &Tensor> {
     let parameters = flat.parameters().map(|(spec, tensor)| (spec.name.clone(), tensor));
     let all = parameters.chain(flat.running_statistics());
-    let is_encoder = |name: &str| !name.starts_with("decoder.") && !name.starts_with("head.");
     all.filter(|(name, _)| part == Part::Whole || is_encoder(name)).collect()
 }
 

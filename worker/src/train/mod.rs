@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use musher_collective::CollectiveError;
 use musher_dataset::DatasetError;
-use musher_model::{Encoder, ModelOptions, Replica};
+use musher_model::{Encoder, LossOptions, ModelOptions, Replica};
 use musher_nccl::ExchangeError;
 use musher_proto::{
     ids::Generation,
@@ -32,6 +32,7 @@ use musher_proto::{
 use tch::Device;
 use thiserror::Error;
 
+pub(crate) use data::Input;
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
 pub use member::Membership;
 pub use position::Position;
@@ -40,6 +41,7 @@ pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
 pub use sync_norm::SyncBatchNorm;
+pub use validate::{evaluate, validation_units};
 
 use step::InFlight;
 
@@ -187,7 +189,21 @@ impl Trainer {
 
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
-    let options = ModelOptions {
+    let mut replica = Replica::new(&model_options(job), job.seed, device)?;
+    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
+    if job.train.encoder_learning_rate > 0.0 {
+        replica.set_encoder_rate(job.train.encoder_learning_rate / job.train.learning_rate);
+    }
+    replica.set_loss(&LossOptions {
+        class_weights: job.train.class_weights.clone(),
+        dice_weight: job.train.dice_weight,
+    })?;
+    Ok(replica)
+}
+
+/// The network that a job describes.
+pub(crate) fn model_options(job: &JobConfig) -> ModelOptions {
+    ModelOptions {
         classes: job.model.classes as usize,
         encoder: match job.encoder() {
             job::EncoderVariant::Torchvision => Encoder::Torchvision,
@@ -197,8 +213,5 @@ fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError
         freeze_encoder: job.model.freeze_encoder,
         freeze_batch_norm: job.model.freeze_batch_norm,
         image_size: job.data.image_size as usize,
-    };
-    let mut replica = Replica::new(&options, job.seed, device)?;
-    replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
-    Ok(replica)
+    }
 }

@@ -258,7 +258,7 @@ impl Trainer {
         let clip_norm = self.job.train.clip_norm;
         let measure = self.replica.measure_gradients((clip_norm > 0.0).then_some(clip_norm))?;
         let applies = complete.f_mul(&measure.finite)?.f_to_kind(Kind::Float)?;
-        let rate = learning_rate(&self.job.train, step, self.total_steps());
+        let rate = self.learning_rate(step);
         self.replica.update(rate, &applies, measure.scale.as_ref())?;
         Ok(measure.finite)
     }
@@ -298,8 +298,11 @@ impl Trainer {
         }
     }
 
-    fn total_steps(&self) -> u64 {
-        let samples = self.data.train_samples();
-        samples.div_ceil(u64::from(self.job.train.global_batch)) * u64::from(self.job.train.epochs)
+    /// That of the step which follows `applied` steps.
+    fn learning_rate(&self, applied: Step) -> f64 {
+        let train = &self.job.train;
+        let epoch = self.data.train_samples().div_ceil(u64::from(train.global_batch));
+        let warmup = (train.warmup_epochs * epoch as f64).round() as u64;
+        learning_rate(train, applied, warmup, epoch * u64::from(train.epochs))
     }
 }

@@ -55,6 +55,32 @@ fn a_team_clips_and_slows_down_as_pytorch() {
     assert_as_reference("cosine_clipped", &job);
 }
 
+#[test]
+fn a_team_weighs_classes_and_adds_dice_as_pytorch() {
+    let mut job = reference_job();
+    job.train.class_weights = vec![0.5, 1.0, 3.0];
+    job.train.dice_weight = 0.7;
+    assert_as_reference("weighted_dice", &job);
+}
+
+/// Five steps, of three an epoch, lead up to the cosine; the encoder learns at a tenth of the rate.
+#[test]
+fn a_team_warms_up_with_two_rates_as_pytorch() {
+    let mut job = reference_job();
+    job.train.schedule = Schedule::Cosine;
+    job.train.warmup_epochs = 5.0 / 3.0;
+    job.train.encoder_learning_rate = 0.1 * job.train.learning_rate;
+    assert_as_reference("warmed_up", &job);
+}
+
+#[test]
+fn a_team_leaves_a_frozen_encoder_alone_as_pytorch() {
+    let mut job = reference_job();
+    job.model.freeze_encoder = true;
+    job.train.learning_rate = 3e-4;
+    assert_as_reference("frozen", &job);
+}
+
 /// The reference's data set. Masks are of the network's resolution, in trimaps of the image's.
 fn waves_and_discs(root: &Path) {
     let (images, masks) = (root.join("images"), root.join("annotations/trimaps"));

@@ -1,7 +1,7 @@
 //! The team's size is no parameter of the training: with batch norm's statistics frozen, any team takes
 //! the same steps, up to the order in which floats are summed.
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use musher_proto::{
     job::{JobConfig, Schedule},
@@ -9,7 +9,9 @@ use musher_proto::{
 };
 use musher_worker::train::Source;
 
-use crate::harness::{GLOBAL_BATCH, Pets, Team, Worker, deviation, job};
+use safetensors::SafeTensors;
+
+use crate::harness::{GLOBAL_BATCH, Pets, Team, Worker, deviation, job, job_with_batch_norm};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -62,6 +64,59 @@ fn micro_batches_clipping_and_a_schedule() {
     job.train.clip_norm = 0.0;
     let unclipped = Team::started(&pets, &job, 1).train_epochs(&pets, [1]);
     assert!(deviation(&unclipped, &found[..unclipped.len()]) > TOLERANCE, "nothing was clipped");
+}
+
+/// Shares of a weighted loss add up, also those without samples, as each sample's Dice term is its own.
+#[test]
+fn a_weighted_loss_with_dice() {
+    let mut job = job();
+    job.train.global_batch = 3;
+    job.train.class_weights = vec![0.5, 1.0, 3.0];
+    job.train.dice_weight = 1.0;
+    let pets = Pets::drawn();
+    let whole = Team::started(&pets, &job, 1).train_epochs(&pets, [1]);
+    job.train.micro_batch = 1;
+    assert_alike("workers with Dice", &job, 1..=1, Some(&whole));
+
+    job.train.class_weights.clear();
+    let unweighted = Team::started(&pets, &job, 1).train_epochs(&pets, [1]);
+    assert!(deviation(&unweighted, &whole) > 100.0 * TOLERANCE, "the weights made no difference");
+}
+
+/// The warm-up ends in the midst of an epoch; the encoder has a rate of its own.
+#[test]
+fn a_warm_up_and_two_rates() {
+    let mut job = job();
+    job.train.warmup_epochs = 0.6;
+    job.train.encoder_learning_rate = 0.2 * job.train.learning_rate;
+    assert_alike("workers that warm up", &job, 1..=2, None);
+}
+
+#[test]
+fn a_frozen_encoder() {
+    let mut job = job();
+    job.model.freeze_encoder = true;
+    assert_alike("workers with a frozen encoder", &job, 1..=2, None);
+}
+
+/// To the bit, batch norm's statistics included; the decoder's move.
+#[test]
+fn a_frozen_encoder_stays_as_it_is() {
+    let mut job = job_with_batch_norm();
+    job.model.freeze_encoder = true;
+    let pets = Pets::drawn();
+    let mut team = Team::started(&pets, &job, 2);
+    let weights = |team: &Team| team.0[0].trainer.weights(&BTreeMap::new()).unwrap();
+    let before = weights(&team);
+    team.train(pets.epoch(1));
+    let after = weights(&team);
+    let (before, after) =
+        (SafeTensors::deserialize(&before).unwrap(), SafeTensors::deserialize(&after).unwrap());
+    for (name, tensor) in before.iter() {
+        let stays = !name.starts_with("decoder.") && !name.starts_with("head.");
+        let stayed = tensor.data() == after.tensor(name).unwrap().data();
+        assert_eq!(stayed, stays, "{name}");
+    }
 }
 
 /// One member more, or fewer, at each step.

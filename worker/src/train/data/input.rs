@@ -31,7 +31,7 @@ impl DeviceBatch {
 }
 
 /// How bytes become a batch.
-pub(in crate::train) struct Input {
+pub(crate) struct Input {
     /// S.
     pub image_size: u32,
     pub device: Device,
@@ -67,6 +67,11 @@ impl Input {
         })
     }
 
+    /// Images [N, S, S, 3] of whole numbers on the device to [N, 3, S, S], normalised.
+    pub fn images(&self, bytes: &Tensor) -> Result<Tensor, TchError> {
+        self.scale.apply(bytes)?.f_permute([0, 3, 1, 2])
+    }
+
     /// Of images [N, S, S, 3] and masks [N, S/2, S/2] on the device, both in whole numbers.
     pub fn batch(
         &self,
@@ -75,8 +80,12 @@ impl Input {
         images: &Tensor,
         masks: &Tensor,
     ) -> Result<DeviceBatch, TrainError> {
-        let images = self.scale.apply(images)?.f_permute([0, 3, 1, 2])?;
-        Ok(DeviceBatch { key, sample_ids, images, masks: masks.f_to_kind(Kind::Int64)? })
+        Ok(DeviceBatch {
+            key,
+            sample_ids,
+            images: self.images(images)?,
+            masks: masks.f_to_kind(Kind::Int64)?,
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use super::TrainError;
 use prefetch::{PrefetchOptions, Prefetcher};
 use store::{Budgets, SampleStore};
 
-pub(super) use input::Input;
+pub(crate) use input::Input;
 
 pub use input::DeviceBatch;
 pub use store::KeptBytes;

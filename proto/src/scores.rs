@@ -3,8 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use musher_proto::message::UnitResult;
 use serde::{Deserialize, Serialize};
+
+use crate::message::UnitResult;
+
+/// Foreground, background, boundary: the classes of a trimap, whose figures are told one by one.
+pub const TRIMAP_CLASSES: usize = 3;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
@@ -17,6 +21,9 @@ pub struct Scores {
     /// Intersection over union, mean over the classes that occur in truth or prediction.
     #[serde(with = "nan_as_null")]
     pub miou: f64,
+    /// Intersection over union of the trimap's classes; `None`: it occurs in neither truth nor prediction.
+    #[serde(default)]
+    pub class_iou: [Option<f64>; TRIMAP_CLASSES],
     pub samples: u64,
 }
 
@@ -49,26 +56,24 @@ pub fn aggregate<'a>(
     }
     let pixels: u64 = confusion.iter().sum();
     let hits: u64 = (0..classes).map(|c| confusion[c * classes + c]).sum();
+    let ious: Vec<_> = (0..classes).map(|class| iou(&confusion, classes, class)).collect();
+    let occurring = || ious.iter().flatten();
     Ok(Scores {
         loss: loss_sum / pixels as f64,
         accuracy: hits as f64 / pixels as f64,
-        miou: mean_iou(&confusion, classes),
+        miou: occurring().sum::<f64>() / occurring().count() as f64,
+        class_iou: std::array::from_fn(|class| ious.get(class).copied().flatten()),
         samples,
     })
 }
 
-/// Intersection over union, mean over the classes that occur; `confusion` is truth-major.
-fn mean_iou(confusion: &[u64], classes: usize) -> f64 {
-    let ious: Vec<f64> = (0..classes)
-        .filter_map(|class| {
-            let truth: u64 = (0..classes).map(|p| confusion[class * classes + p]).sum();
-            let predicted: u64 = (0..classes).map(|t| confusion[t * classes + class]).sum();
-            let hit = confusion[class * classes + class];
-            let union = truth + predicted - hit;
-            (union > 0).then(|| hit as f64 / union as f64)
-        })
-        .collect();
-    ious.iter().sum::<f64>() / ious.len() as f64
+/// Of a class that occurs in truth or prediction; `confusion` is truth-major.
+fn iou(confusion: &[u64], classes: usize, class: usize) -> Option<f64> {
+    let hit = confusion[class * classes + class];
+    let truth: u64 = confusion[class * classes..][..classes].iter().sum();
+    let predicted: u64 = confusion.iter().skip(class).step_by(classes).sum();
+    let union = truth + predicted - hit;
+    (union > 0).then(|| hit as f64 / union as f64)
 }
 
 mod nan_as_null {
@@ -101,13 +106,15 @@ mod tests {
         assert!((scores.loss - 6.0 / 12.0).abs() < 1e-12);
         assert!((scores.accuracy - 9.0 / 12.0).abs() < 1e-12);
         assert!((scores.miou - (5.0 / 8.0 + 4.0 / 7.0) / 2.0).abs() < 1e-12);
+        assert_eq!(scores.class_iou, [Some(5.0 / 8.0), Some(4.0 / 7.0), None]);
     }
 
     #[test]
     fn a_class_that_never_occurs_does_not_count_in_the_mean() {
         let unit =
             UnitResult { index: 0, samples: 1, loss_sum: 0.0, confusion: vec![4, 0, 0, 0, 4, 0, 0, 0, 0] };
-        assert_eq!(aggregate([&unit], 1, 3).unwrap().miou, 1.0);
+        let scores = aggregate([&unit], 1, 3).unwrap();
+        assert_eq!((scores.miou, scores.class_iou), (1.0, [Some(1.0), Some(1.0), None]));
     }
 
     #[test]
@@ -119,7 +126,7 @@ mod tests {
 
     #[test]
     fn nan_survives_json_as_null() {
-        let scores = Scores { loss: f64::NAN, accuracy: 0.5, miou: 0.25, samples: 3 };
+        let scores = Scores { loss: f64::NAN, accuracy: 0.5, miou: 0.25, samples: 3, ..Scores::default() };
         let text = serde_json::to_string(&scores).unwrap();
         assert!(text.contains("\"loss\":null"), "{text}");
         assert!(serde_json::from_str::<Scores>(&text).unwrap().loss.is_nan());
