@@ -5,7 +5,7 @@
 
 Builds the network that WEIGHTS (a run's best.safetensors) describes, loads it strictly, and writes each image's classes
 as DIR/NAME.mask.png. --compare holds the results against those of `musher-worker predict --probabilities --out DIR`,
-and fails where they differ. --onnx exports the network (needs onnx and onnxscript), for images f32 [N, 3, S, S],
+and fails where they differ; give it PNGs, as JPEG decoders differ by themselves. --onnx exports the network (needs onnx and onnxscript), for images f32 [N, 3, S, S],
 normalised; where onnxruntime is there, it is checked against PyTorch. As a module: `net, metadata = load(path)`.
 
 Needs torch, torchvision, safetensors, numpy and Pillow.
@@ -66,9 +66,6 @@ class UNet(ResNet):
         skips, outputs = (w(256) * 4, w(128) * 4, w(64) * 4, w(64)), (w(1024), w(512), w(256), w(64))
         self.decoder = nn.ModuleList(map(Stage, (w(512) * 4,) + outputs[:3], skips, outputs))
         self.head = nn.Conv2d(w(64), classes, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.num_batches_tracked = None  # a count that nothing uses, and the file has not
 
     def forward(self, x):
         taps = [F.relu(self.bn1(self.conv1(x)))]
@@ -87,7 +84,9 @@ def load(path):
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     net = UNet(int(metadata["classes"]), float(metadata["width"]), metadata["encoder"])
-    net.load_state_dict(tensors, strict=True)
+    # A count that evaluation does not use, and the file has not.
+    counts = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(".num_batches_tracked")}
+    net.load_state_dict(tensors | counts, strict=True)
     return net.eval(), metadata
 
 
@@ -102,10 +101,22 @@ def normalised(pixels, how):
 
 
 def stretched(image, side):
-    """[S, S, 3] u8: bilinear between pixel centres, without antialiasing, as in training's validation."""
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double()
-    x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-    return (x[0].permute(1, 2, 0) + 0.5).floor().clamp(0, 255).byte().numpy()
+    """[S, S, 3] u8: bilinear between pixel centres, without antialiasing, with weights of 11 bits.
+
+    cv2.resize with INTER_LINEAR gives the same up to one of 255 steps; this gives the same bytes as Musher.
+    """
+    def neighbours(length):
+        one = 1 << 32
+        at = round(0.5 * length / side * one) + np.arange(side) * round(length / side * one) - one // 2 + (1 << 20)  # to the nearest weight
+        first = at >> 32
+        return np.clip(first, 0, length - 1), np.clip(first + 1, 0, length - 1), (at >> 21) & 2047
+
+    pixels = np.array(image).astype(np.int64)
+    left, right, across = neighbours(image.width)
+    top, bottom, down = neighbours(image.height)
+    across, down = across[None, :, None], down[:, None, None]
+    row = lambda y: pixels[y][:, left] * (2048 - across) + pixels[y][:, right] * across
+    return ((row(top) * (2048 - down) + row(bottom) * down + (1 << 21)) >> 22).astype(np.uint8)
 
 
 @torch.no_grad()
