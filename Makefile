@@ -6,6 +6,7 @@
 # And for longer:
 #
 #   make soak [SEEDS=200000]  simulations with fresh seeds
+#   make compare [DATA=path] [SEEDS="1 2 3"]  pretrained against scratch; see tools/compare.sh
 #   make mutants              shows that each invariant of the simulation can fail
 #   make test-extra           checks against other libraries, at full size, and longer fuzzing
 #
@@ -15,13 +16,14 @@ DATA ?= data/synth
 JOB ?= jobs/small.toml
 WORKERS ?= 2
 ARGS ?=
-SEEDS ?= 200000
+# Of soak how many, of compare which.
+SEEDS ?=
 
 BIN := target/release
 
 JUST_NOW := $(shell date +%s)
 
-.PHONY: train test test-extra soak mutants setup build lint clean
+.PHONY: train test test-extra compare soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
 	rm -rf runs/small
@@ -49,8 +51,11 @@ else
 	MUSHER_ENCODERS=$(CURDIR)/target/encoders cargo test --release --locked -p musher-model --test pretrained -- --nocapture
 endif
 
+compare: build $(if $(filter data/synth,$(DATA)),data/synth)
+	BIN=$(BIN) JOB=$(JOB) DATA=$(DATA) WORKERS=$(WORKERS) SEEDS="$(or $(SEEDS),44)" ARGS="$(ARGS)" tools/compare.sh
+
 soak:
-	cargo run --release --locked -p musher-tests --bin simulate -- --seeds $(JUST_NOW)000000..+$(SEEDS)
+	cargo run --release --locked -p musher-tests --bin simulate -- --seeds $(JUST_NOW)000000..+$(or $(SEEDS),200000)
 
 mutants:
 	tools/mutants.sh

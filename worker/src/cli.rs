@@ -2,6 +2,7 @@
 
 mod eval;
 mod predict;
+mod pretrain;
 
 use std::{
     ffi::OsString,
@@ -41,6 +42,8 @@ enum Subcommands {
     Predict(predict::Predict),
     /// Say how good a network is on a data set
     Eval(eval::Eval),
+    /// Train an encoder on a task without masks, to start a run from
+    Pretrain(pretrain::Pretrain),
 }
 
 /// Why `predict` or `eval` could not do its work.
@@ -114,6 +117,7 @@ impl Command {
             Subcommands::Join(join) => join.run_to_exit(),
             Subcommands::Predict(predict) => exit_code(predict.run()),
             Subcommands::Eval(eval) => exit_code(eval.run()),
+            Subcommands::Pretrain(pretrain) => exit_code(pretrain.run()),
         }
     }
 }
@@ -243,6 +247,12 @@ impl Join {
         runtime.shutdown_background();
         exit
     }
+}
+
+/// The device of a command that runs alone.
+fn find(choice: Choice) -> Result<tch::Device, Failure> {
+    let found = choice.find(0).map_err(|why| usage(anyhow::anyhow!("--device {choice}: {why}")))?;
+    Ok(found.device())
 }
 
 /// As many as wanted, or as there are cores.

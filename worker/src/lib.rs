@@ -4,8 +4,10 @@
 pub mod cli;
 mod connection;
 mod device;
+mod gpus;
 mod node;
 mod predict;
+mod pretext;
 mod shell;
 pub mod trace;
 pub mod train;

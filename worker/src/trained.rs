@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use tch::Device;
 use thiserror::Error;
 
-use crate::train::model_options;
+use crate::train::{model_options, tune};
 
 #[derive(Debug, Error)]
 pub enum TrainedError {
@@ -53,6 +53,7 @@ impl Trained {
         let metadata = header.metadata().clone().unwrap_or_default();
         let job = job_of(&metadata, file)?;
         let of_model = |source| TrainedError::Model { file: file.into(), source };
+        tune(device, job.train.precision).map_err(|error| of_model(error.into()))?;
         let mut replica = Replica::new(&model_options(&job), job.seed, device).map_err(of_model)?;
         replica.load_weights(&bytes).map_err(of_model)?;
         Ok(Self { job, metadata, replica })

@@ -1,15 +1,28 @@
-//! The state's digest (see [`musher_proto::digest`]) of a flat tensor, formed where the tensor is: a few passes of
-//! whole-number arithmetic, whose overflow wraps. Only the sum leaves the device.
+//! The state's digest (see [`musher_proto::digest`]) of a flat tensor, formed where the tensor is. On a GPU that is a few
+//! passes of whole-number arithmetic, whose overflow wraps; only the sum leaves the device.
 
 use std::ops::Range;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::Error;
 
 /// Words at a time, for the copies of twice their size to stay small.
 const CHUNK: i64 = 1 << 22;
 
 /// Of the words `words` of a contiguous f32 tensor, which is the part of the state that begins at word `first`.
-pub fn on_device(flat: &Tensor, words: Range<u64>, first: u64) -> Result<u64, TchError> {
+pub fn of(flat: &Tensor, words: Range<u64>, first: u64) -> Result<u64, Error> {
+    if flat.device() != Device::Cpu {
+        return Ok(on_device(flat, words, first)?);
+    }
+    let slice = |values: &[f32]| {
+        let bytes = bytemuck::cast_slice(&values[words.start as usize..words.end as usize]);
+        musher_proto::digest::of_slice(first + words.start, bytes)
+    };
+    Ok(torch_ext::with_f32(flat, slice)?)
+}
+
+fn on_device(flat: &Tensor, words: Range<u64>, first: u64) -> Result<u64, TchError> {
     let mut total = Tensor::f_zeros([], (Kind::Int64, flat.device()))?;
     for start in (words.start as i64..words.end as i64).step_by(CHUNK as usize) {
         let len = CHUNK.min(words.end as i64 - start);
@@ -51,6 +64,7 @@ mod tests {
             let (flat, cut) = (Tensor::from_slice(&floats), cut.index(words.len()) as u64);
             let expected = musher_proto::digest::of_slice(first + cut, &bytes[cut as usize * 4..]);
             prop_assert_eq!(on_device(&flat, cut..words.len() as u64, first).unwrap(), expected);
+            prop_assert_eq!(of(&flat, cut..words.len() as u64, first).unwrap(), expected);
         }
     }
 

@@ -39,7 +39,7 @@ pub use loss::LossOptions;
 pub use options::{Encoder, ModelOptions};
 pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};
-pub use state::{COUNTERS, StateLayout, StateStaging};
+pub use state::{COUNTERS, CounterWords, StateLayout, StateStaging, StateTensors};
 pub use unet::Taps;
 pub use weights::WeightsError;
 

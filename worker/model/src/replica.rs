@@ -13,7 +13,7 @@ use crate::gradients::{self, GradientMeasure};
 use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
 use crate::loss::{Loss, LossOptions};
-use crate::state::{self, COUNTERS, StateLayout, StateStaging};
+use crate::state::{self, COUNTERS, StateLayout, StateStaging, StateTensors};
 use crate::unet::{Taps, Unet};
 use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling, weights};
 
@@ -44,6 +44,8 @@ pub struct Replica {
     loss: Loss,
     /// The encoder's learning rate over that of the rest.
     encoder_rate: f64,
+    /// Training computes in bf16 what gains by it.
+    autocast: bool,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -66,6 +68,7 @@ impl Replica {
             readiness,
             loss: Loss::default(),
             encoder_rate: 1.0,
+            autocast: false,
             adam_steps: 0,
             counters: [0; COUNTERS],
         })
@@ -90,6 +93,12 @@ impl Replica {
         self.flat.parameters.device()
     }
 
+    /// From now on training computes in bf16 what gains by it, as PyTorch's autocast does; parameters, gradients and
+    /// evaluation stay f32.
+    pub fn use_bf16(&mut self, autocast: bool) {
+        self.autocast = autocast;
+    }
+
     /// All parameters, frozen ones included, without padding.
     pub fn parameter_count(&self) -> usize {
         self.flat.layout.parameters.iter().map(|spec| spec.range.len()).sum()
@@ -110,14 +119,26 @@ impl Replica {
     /// Images [N, 3, S, S] f32, normalised, in any memory order, to logits [N, classes, S/2, S/2].
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, |norm| self.network.forward(&self.flat, &images, norm))?)
+        match mode {
+            Mode::Train => self.train_forward(&images, Normalise::ByBatch),
+            Mode::Eval => Ok(no_grad(|| self.network.forward(&self.flat, &images, Normalise::ByLive))?),
+        }
     }
 
     /// [`Self::forward`] in training, with batch norm over the batches of all ranks; so is the backward pass that
     /// follows. All ranks must do both, as often; one without samples does it with any others, and a scale of 0.
     pub fn forward_over_ranks(&self, images: &Tensor, ranks: &OverRanks) -> Result<Tensor, Error> {
         let images = self.checked(images, Mode::Train)?;
-        Ok(self.network.forward(&self.flat, &images, Normalise::OverRanks(ranks))?)
+        self.train_forward(&images, Normalise::OverRanks(ranks))
+    }
+
+    /// The logits are f32, whatever they were computed in.
+    fn train_forward(&self, images: &Tensor, norm: Normalise) -> Result<Tensor, Error> {
+        let forward = || self.network.forward(&self.flat, images, norm);
+        Ok(match self.autocast {
+            false => forward()?,
+            true => torch_ext::autocast_bf16(self.device(), forward)??.f_to_kind(Kind::Float)?,
+        })
     }
 
     /// The encoder's outputs for such images, from fine to coarse.
@@ -349,24 +370,53 @@ impl Replica {
             return Err(Error::StateLength { expected: range.end, found: self.state_len() });
         }
         let mut digest = 0u64;
-        if self.device() == Device::Cpu {
-            self.visit_state(range, |offset, piece| {
-                digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
-            })?;
-            return Ok(digest);
-        }
         let layout = self.state_layout();
         for (flat, part) in self.parts(&layout) {
             let wanted = range.start.max(part.start)..range.end.min(part.end);
             if !wanted.is_empty() {
                 let words = (wanted.start - part.start) / 4..(wanted.end - part.start) / 4;
-                digest = digest.wrapping_add(digest::on_device(flat, words, part.start / 4)?);
+                digest = digest.wrapping_add(digest::of(flat, words, part.start / 4)?);
             }
         }
         self.visit_counters(range, &layout, |offset, piece| {
             digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
         });
         Ok(digest)
+    }
+
+    /// The state as a peer's replica takes it over: its tensors, which are this one's own, and its counters.
+    pub fn state_tensors(&self) -> StateTensors {
+        let layout = self.state_layout();
+        let tensors = self.parts(&layout).map(|(tensor, _)| tensor.shallow_clone());
+        StateTensors { tensors, counters: state::counter_words(self.adam_steps, &self.counters) }
+    }
+
+    /// Room for a peer's state on this device; what is in it is of no meaning.
+    pub fn room_for_tensors(&self) -> Result<StateTensors, Error> {
+        let StateTensors { tensors, counters } = self.state_tensors();
+        let [a, b, c, d] = tensors.map(|tensor| tensor.f_empty_like());
+        Ok(StateTensors { tensors: [a?, b?, c?, d?], counters })
+    }
+
+    /// The digest of such a state.
+    pub fn digest_of_tensors(&self, state: &StateTensors) -> Result<u64, Error> {
+        let layout = self.state_layout();
+        let counters = state::words_to_bytes(&state.counters);
+        let mut digest = musher_proto::digest::of_slice(layout.counters.start / 4, &counters);
+        for (tensor, (_, part)) in state.tensors.iter().zip(self.parts(&layout)) {
+            digest = digest.wrapping_add(digest::of(tensor, 0..tensor.numel() as u64, part.start / 4)?);
+        }
+        Ok(digest)
+    }
+
+    /// Replaces the whole state by one that was received into [room for it](Self::room_for_tensors).
+    pub fn adopt_tensors(&mut self, state: &StateTensors) -> Result<(), Error> {
+        let Flat { parameters, exp_avg, exp_avg_sq, live, .. } = &mut self.flat;
+        for (own, new) in [parameters, exp_avg, exp_avg_sq, live].into_iter().zip(&state.tensors) {
+            own.f_copy_(new)?;
+        }
+        (self.adam_steps, self.counters) = state::from_words(&state.counters);
+        self.begin_step()
     }
 
     /// Room for a state to come from elsewhere.
@@ -396,10 +446,8 @@ impl Replica {
             state::write(flat, part(range))?;
         }
         let (words, _) = part(layout.counters).as_chunks::<8>();
-        let mut counters = words.iter().map(|&word| u64::from_le_bytes(word));
-        self.adam_steps = counters.next().expect("the layout has room for Adam's step count");
-        self.counters =
-            std::array::from_fn(|_| counters.next().expect("the layout has room for the counters"));
+        (self.adam_steps, self.counters) =
+            state::from_words(&std::array::from_fn(|i| u64::from_le_bytes(words[i])));
         self.begin_step()
     }
 
@@ -420,7 +468,7 @@ impl Replica {
     }
 
     fn visit_counters(&self, range: Range<u64>, layout: &StateLayout, mut visit: impl FnMut(u64, &[u8])) {
-        let counters = state::counter_bytes(self.adam_steps, &self.counters);
+        let counters = state::words_to_bytes(&state::counter_words(self.adam_steps, &self.counters));
         let wanted = range.start.max(layout.counters.start)..range.end;
         if !wanted.is_empty() {
             let start = (wanted.start - layout.counters.start) as usize;

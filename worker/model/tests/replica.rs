@@ -438,3 +438,26 @@ fn clipping_brings_the_norm_down() {
     replica.with_gradients_mut(|flat| flat[17] = f32::NAN).unwrap();
     assert_eq!(replica.measure_gradients(None).unwrap().finite.double_value(&[]), 0.0);
 }
+
+/// bf16 has 8 bits of mantissa; what the step comes to is that of f32 but for its rounding.
+#[test]
+fn bf16_gives_nearly_the_same_step() {
+    let step = |bf16: bool| {
+        let mut replica = replica_of(&ModelOptions { freeze_batch_norm: true, ..small() });
+        replica.use_bf16(bf16);
+        let (images, _) = batch(replica.options(), 1);
+        let logits = replica.forward(&images, Mode::Train).unwrap();
+        assert_eq!(logits.kind(), Kind::Float);
+        let loss = accumulate(&mut replica, 1);
+        let evaluated = replica.forward(&images, Mode::Eval).unwrap();
+        (loss, values(replica.gradients()), values(&logits), values(&evaluated))
+    };
+    let ((loss, gradient, logits, evaluated), (rounded_loss, rounded, rounded_logits, rounded_evaluated)) =
+        (step(false), step(true));
+    assert!((rounded_loss / loss - 1.0).abs() < 2e-2, "{rounded_loss} {loss}");
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let cosine = dot(&gradient, &rounded) / (dot(&gradient, &gradient) * dot(&rounded, &rounded)).sqrt();
+    assert!(cosine > 0.99, "{cosine}");
+    assert_ne!(logits, rounded_logits, "it was computed in another precision");
+    assert_eq!(evaluated, rounded_evaluated, "evaluation is not");
+}

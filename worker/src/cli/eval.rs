@@ -11,7 +11,7 @@ use musher_proto::{
 };
 use serde_json::json;
 
-use super::{Failure, compute_threads, usage};
+use super::{Failure, compute_threads, find, usage};
 use crate::{
     device::Choice,
     train::{Feed, ProgressBoard, TrainingData, evaluate, validation_units},
@@ -46,9 +46,9 @@ pub struct Eval {
 impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let threads = compute_threads(self.threads);
-        let device = self.device.find(0).map_err(|why| usage(anyhow!("--device {}: {why}", self.device)))?;
+        let device = find(self.device)?;
         tch::set_num_threads(threads as i32);
-        let trained = Trained::open(&self.weights, device.device()).map_err(usage)?;
+        let trained = Trained::open(&self.weights, device).map_err(usage)?;
         let source = self.source(&trained).map_err(usage)?;
         let dataset = Arc::new(Dataset::open(&source).map_err(usage)?);
         let of_the_run =
@@ -59,7 +59,7 @@ impl Eval {
             warnings: Arc::new(Warnings::new(|warning| eprintln!("musher-worker: {warning}"))),
             threads,
         };
-        let feed = Feed::new(Arc::new(trained.job.clone()), data, device.device())?;
+        let feed = Feed::new(Arc::new(trained.job.clone()), data, device)?;
         let units = validation_units(&feed, &trained.job);
         let results = evaluate(&trained.replica, &feed, units, 0..units.count(), &ProgressBoard::default())?;
         let classes = trained.job.model.classes as usize;

@@ -13,7 +13,7 @@ use clap::Args;
 use musher_dataset::{CLASS_NAMES, DatasetError, Picture, decode_picture, is_picture};
 use rayon::prelude::*;
 
-use super::{Failure, compute_threads, usage};
+use super::{Failure, compute_threads, find, usage};
 use crate::{
     device::Choice,
     predict::{Prediction, Predictor},
@@ -59,9 +59,9 @@ impl Predict {
     pub(super) fn run(self) -> Result<(), Failure> {
         tch::set_num_threads(compute_threads(self.threads) as i32);
         let targets = targets(&self.images, &self.out).map_err(usage)?;
-        let device = self.device.find(0).map_err(|why| usage(anyhow!("--device {}: {why}", self.device)))?;
-        let trained = Trained::open(&self.weights, device.device()).map_err(usage)?;
-        let predictor = Predictor::new(trained, device.device())?;
+        let device = find(self.device)?;
+        let trained = Trained::open(&self.weights, device).map_err(usage)?;
+        let predictor = Predictor::new(trained, device)?;
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot create {}", self.out.display()))
             .map_err(usage)?;

@@ -143,6 +143,7 @@ impl Trainer {
         device: Device,
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
+        tune(device, job.train.precision)?;
         let replica = seeded_replica(&job, device)?;
         let data = Feed::new(job.clone(), data, device)?;
         Ok(Self {
@@ -187,9 +188,20 @@ impl Trainer {
     }
 }
 
+/// For the whole process, which has one device.
+pub(crate) fn tune(device: Device, precision: job::Precision) -> Result<(), torch_ext::Error> {
+    if device.is_cuda() {
+        torch_ext::allow_tf32(precision != job::Precision::Fp32)?;
+        // A run has few shapes and many steps: cuDNN's fastest kernels are worth looking for.
+        tch::Cuda::cudnn_set_benchmark(true);
+    }
+    Ok(())
+}
+
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
     let mut replica = Replica::new(&model_options(job), job.seed, device)?;
+    replica.use_bf16(job.train.precision == job::Precision::Bf16);
     replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
     if job.train.encoder_learning_rate > 0.0 {
         replica.set_encoder_rate(job.train.encoder_learning_rate / job.train.learning_rate);

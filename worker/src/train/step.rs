@@ -198,6 +198,22 @@ impl Trainer {
         Ok(self.replica.zero_gradients()?)
     }
 
+    /// Exchanges what a step will, before any counts: so nothing has to be connected in the midst of the run.
+    pub fn warm_up_exchange(&mut self, member: &mut Membership) -> Result<(), TrainError> {
+        if member.gpus.is_none() {
+            return Ok(()); // hosts are connected
+        }
+        self.replica.zero_gradients()?;
+        let loss_sum = Tensor::f_zeros([], (Kind::Double, self.replica.device()))?;
+        let words = member.control.words(Step(0), false, &loss_sum)?;
+        let exchange = member.tensors();
+        for (index, tensor) in (0..).zip(self.replica.bucket_gradients()?.iter().chain([&words])) {
+            exchange.all_reduce(Tag::new(0, index, Phase::Warmup), tensor)?;
+        }
+        exchange.wait()?;
+        Ok(())
+    }
+
     /// Adds the gradient of this rank's share; returns its loss summed over pixels, f64 []. An empty share adds
     /// nothing and leaves batch norm alone. `ready` hears of each bucket that is complete; it is dropped once all
     /// are.

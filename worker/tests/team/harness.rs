@@ -25,6 +25,7 @@ use musher_worker::train::{
     Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer,
     TrainingData,
 };
+use tch::Device;
 use tempfile::TempDir;
 
 use crate::{
@@ -147,7 +148,7 @@ impl Worker {
     pub fn new(pets: &Pets, job: &JobConfig) -> Self {
         let board = Arc::new(ProgressBoard::default());
         let data = pets.training_data();
-        let trainer = Trainer::new(Arc::new(job.clone()), data, tch::Device::Cpu, board).unwrap();
+        let trainer = Trainer::new(Arc::new(job.clone()), data, device(), board).unwrap();
         let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let (member, losses, batch_norm_goes_wrong) = (None, Vec::new(), None);
         Self { trainer, listener, member, losses, holds_it: false, batch_norm_goes_wrong }
@@ -361,6 +362,18 @@ impl Team {
             let (start, end) = (cut(rank.into()), cut(u64::from(rank) + 1));
             worker.trainer.snapshot(start, end - start).unwrap()
         })
+    }
+}
+
+/// Where all train: on the CPU, or on the device that `MUSHER_TEST_DEVICE` names, such as `cuda:0`.
+pub fn device() -> Device {
+    let name = env::var("MUSHER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    match name.strip_prefix("cuda:") {
+        Some(index) => {
+            torch_ext::open_cuda().unwrap();
+            Device::Cuda(index.parse().unwrap())
+        }
+        None => Device::Cpu,
     }
 }
 

@@ -16,6 +16,7 @@ mod loss_of_a_peer;
 mod marks;
 mod overlap;
 mod pause;
+mod precision;
 mod reference;
 mod skipped;
 mod sync;
