@@ -8,6 +8,7 @@
 #   make soak [SEEDS=200000]  simulations with fresh seeds
 #   make compare [DATA=path] [SEEDS="1 2 3"]  pretrained against scratch; see tools/compare.sh
 #   make mutants              shows that each invariant of the simulation can fail
+#   make test-extra           checks against other libraries, at full size, and longer fuzzing
 #
 # The first two are quick the second time.
 
@@ -22,7 +23,7 @@ BIN := target/release
 
 JUST_NOW := $(shell date +%s)
 
-.PHONY: train test compare soak mutants setup build lint clean
+.PHONY: train test test-extra compare soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
 	rm -rf runs/small
@@ -37,6 +38,18 @@ build: setup
 
 test: build
 	cargo test --release --locked --workspace --no-fail-fast
+
+# The Python that has torch, torchvision, keras, h5py and safetensors.
+MUSHER_ORACLE_PYTHON ?=
+
+test-extra: build
+	MUSHER_FUZZ_CASES=1000000 cargo test --release --locked -p musher-weights --test fuzz
+ifeq ($(MUSHER_ORACLE_PYTHON),)
+	@echo "SKIPPED: full-size encoders against torchvision and Keras: set MUSHER_ORACLE_PYTHON to a Python that has them"
+else
+	$(MUSHER_ORACLE_PYTHON) tools/encoder_reference.py --full target/encoders
+	MUSHER_ENCODERS=$(CURDIR)/target/encoders cargo test --release --locked -p musher-model --test pretrained -- --nocapture
+endif
 
 compare: build $(if $(filter data/synth,$(DATA)),data/synth)
 	BIN=$(BIN) JOB=$(JOB) DATA=$(DATA) WORKERS=$(WORKERS) SEEDS="$(or $(SEEDS),44)" ARGS="$(ARGS)" tools/compare.sh

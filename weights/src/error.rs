@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// Of a file's own words in a message.
+const MOST_CHARACTERS: usize = 400;
+
 /// Why a weights file can't be used. [`crate::WeightsFile::open`] puts the file's name in front.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -17,10 +20,15 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
-        Self::Damaged(what.into())
+        Self::Damaged(printable(what.into()))
     }
 
     pub(crate) fn unsupported(what: impl Into<String>, instead: &'static str) -> Self {
-        Self::Unsupported { what: what.into(), instead }
+        Self::Unsupported { what: printable(what.into()), instead }
     }
+}
+
+/// One line of moderate length, whatever a hostile file's names are.
+fn printable(text: String) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(MOST_CHARACTERS).collect()
 }

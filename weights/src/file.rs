@@ -8,6 +8,8 @@ use std::path::Path;
 use crate::input::Input;
 use crate::{Error, Stored, hdf5, safetensors, torch};
 
+const MOST_NAME_BYTES: usize = 512;
+
 /// How a file holds its arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -55,7 +57,10 @@ impl<R: Read + Seek> WeightsFile<R> {
             Format::Safetensors => safetensors::index(&mut input),
             Format::Hdf5 => hdf5::index(&mut input),
         }?;
-        Ok(Self { input, format, index })
+        match index.tensors.keys().find(|name| !is_name(name)) {
+            Some(name) => Err(Error::damaged(format!("an array has the name {name:?}"))),
+            None => Ok(Self { input, format, index }),
+        }
     }
 
     pub fn format(&self) -> Format {
@@ -76,6 +81,11 @@ impl<R: Read + Seek> WeightsFile<R> {
     pub fn read(&mut self, stored: &Stored) -> Result<Vec<f32>, Error> {
         stored.read(&mut self.input)
     }
+}
+
+/// What may go into messages and logs as it is.
+fn is_name(name: &str) -> bool {
+    name.len() <= MOST_NAME_BYTES && !name.chars().any(char::is_control)
 }
 
 fn recognise<R: Read + Seek>(input: &mut Input<R>) -> Result<Format, Error> {

@@ -108,6 +108,38 @@ mod tests {
         job::EarlyStopping { patience, ..Default::default() }
     }
 
+    /// What Keras' own callback said (`tools/judgement_reference.py`).
+    #[derive(Debug, Deserialize)]
+    struct Judged {
+        rules: job::EarlyStopping,
+        curve: Vec<f64>,
+        stopped: Option<u32>,
+        best: Option<u32>,
+        /// Whose weights the model had at the end.
+        r#final: u32,
+    }
+
+    #[test]
+    fn judges_as_keras_does() {
+        let cases: Vec<Judged> =
+            serde_json::from_str(include_str!("../../tests/reference/early_stopping.json"))
+                .expect("the reference is JSON");
+        assert_eq!(cases.len(), 300);
+        let mut stopped = 0;
+        for judged in cases {
+            let found = run(&judged.rules, &judged.curve);
+            assert_eq!(found, (judged.stopped, judged.best), "{judged:?}");
+            let last = judged.stopped.unwrap_or(judged.curve.len() as u32);
+            assert_eq!(
+                judged.r#final,
+                found.1.unwrap_or(last),
+                "the best epoch's weights are the result: {judged:?}"
+            );
+            stopped += u32::from(judged.stopped.is_some());
+        }
+        assert!((50..250).contains(&stopped), "{stopped} of 300 curves were stopped");
+    }
+
     #[test]
     fn stops_after_patience_epochs_without_improvement() {
         assert_eq!(run(&rules(2), &[1.0, 0.8, 0.9, 0.85, 0.1]), (Some(4), Some(2)));

@@ -78,6 +78,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "training held for {stall_ms:ms}",
         ],
         "checkpoint_failed" => &["checkpoint {id} failed", "{reason}"],
+        "pretrained_loaded" => &["encoder starts from {file}"],
         "data_warning" => &["data warning", "{file}", "{reason}"],
         "early_stopped" => &["stopped early", "best epoch {best_epoch}"],
         "run_finished" => &[

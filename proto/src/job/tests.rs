@@ -254,3 +254,28 @@ fn choices_of_later_versions_are_refused_not_ignored() {
     let local = set("checkpoint.store=file:///var/ck").unwrap();
     assert_eq!(local.checkpoint.store_path(), Some(PathBuf::from("/var/ck")));
 }
+
+#[test]
+fn encoder_and_normalisation_follow_the_weights_name_where_they_may() {
+    use EncoderVariant::{Keras, Torchvision};
+    let of = |pretrained: &str, more: &[&str]| {
+        let mut assignments = vec![format!("model.pretrained={pretrained}")];
+        assignments.extend(more.iter().map(|&assignment| assignment.to_owned()));
+        let job = load("", "j", &assignments).unwrap();
+        let resolved = job.resolved();
+        assert_eq!((resolved.encoder(), resolved.normalize()), (job.encoder(), job.normalize()));
+        assert_eq!(resolved.resolved(), resolved);
+        (job.encoder(), job.normalize())
+    };
+    let auto = &["data.normalize=auto"][..];
+    assert_eq!(of("", auto), (Torchvision, Normalize::Unit));
+    assert_eq!(of("w.pth", auto), (Torchvision, Normalize::Imagenet));
+    assert_eq!(of("torchvision:resnet50", auto), (Torchvision, Normalize::Imagenet));
+    assert_eq!(of("https://h/W.H5?a=1#sha256=ab", auto), (Keras, Normalize::Caffe));
+    assert_eq!(of("w.h5", &[]), (Keras, Normalize::Unit));
+    assert_eq!(of("w.h5", &["model.encoder=torchvision"]), (Torchvision, Normalize::Unit));
+    assert_eq!(
+        of("best.safetensors", &["model.encoder=keras", "data.normalize=auto"]),
+        (Keras, Normalize::Caffe)
+    );
+}

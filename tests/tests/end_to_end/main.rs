@@ -11,6 +11,7 @@ mod failures;
 mod hangs;
 mod links;
 mod node;
+mod pretrained;
 mod refusals;
 mod repeatability;
 mod restart;
