@@ -6,6 +6,7 @@
 # And for longer:
 #
 #   make soak [SEEDS=200000]  simulations with fresh seeds
+#   make test-extra           checks with a browser, foreign clients and package managers, as far as they are there
 #   make mutants              shows that each invariant of the simulation can fail
 #
 # The first two are quick the second time.
@@ -20,7 +21,7 @@ BIN := target/release
 
 JUST_NOW := $(shell date +%s)
 
-.PHONY: train test soak mutants setup build lint clean
+.PHONY: train test test-extra soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
 	rm -rf runs/small
@@ -35,6 +36,9 @@ build: setup
 
 test: build
 	cargo test --release --locked --workspace --no-fail-fast
+
+test-extra: build
+	tools/extra/run.sh
 
 soak:
 	cargo run --release --locked -p musher-tests --bin simulate -- --seeds $(JUST_NOW)000000..+$(SEEDS)

@@ -1,4 +1,4 @@
-//! What a run says of itself: events in `events.jsonl`, lines on stderr, a progress bar.
+//! What a run says of itself: events in `events.jsonl`, lines on stderr, a progress bar, a feed.
 //!
 //! Owns the forms events take outside and where they go. What happens, and is worth saying, is said
 //! elsewhere, by tracing events of target [`EVENT_TARGET`] with an `event` field; all other tracing
@@ -6,6 +6,7 @@
 
 mod console;
 mod events_file;
+mod feed;
 mod pretty;
 mod progress;
 mod record;
@@ -20,6 +21,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub use console::Console;
+pub use feed::{Curves, Feed, Said};
 pub use progress::Progress;
 
 use events_file::EventsFile;
@@ -44,6 +46,8 @@ pub struct TelemetryOptions {
     pub format: Option<LogFormat>,
     /// Events are appended here, whatever `RUST_LOG` says.
     pub events_file: Option<PathBuf>,
+    /// Hears the events, and first those that are in the file already.
+    pub feed: Option<Feed>,
 }
 
 /// Why telemetry could not be set up.
@@ -61,6 +65,9 @@ pub enum TelemetryError {
 ///
 /// The console is where a [`Progress`] bar shows, between the lines.
 pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
+    if let (Some(feed), Some(path)) = (&options.feed, &options.events_file) {
+        feed.replay(path);
+    }
     let events = match options.events_file {
         None => None,
         Some(path) => match EventsFile::open(&path) {
@@ -75,18 +82,20 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
         Ok(filter) => filter,
     };
     let console = Console::stderr(options.format);
-    tracing::subscriber::set_global_default(subscriber(events, console.clone(), filter))?;
+    tracing::subscriber::set_global_default(subscriber(events, options.feed, console.clone(), filter))?;
     Ok(console)
 }
 
 fn subscriber(
     events: Option<EventsFile>,
+    feed: Option<Feed>,
     console: Console,
     filter: EnvFilter,
 ) -> impl Subscriber + Send + Sync {
-    let events_only = filter_fn(|metadata| metadata.target() == EVENT_TARGET);
+    let events_only = || filter_fn(|metadata| metadata.target() == EVENT_TARGET);
     Registry::default()
-        .with(events.map(|file| Recorder(file).with_filter(events_only)))
+        .with(events.map(|file| Recorder(file).with_filter(events_only())))
+        .with(feed.map(|feed| Recorder(feed).with_filter(events_only())))
         .with(Recorder(console).with_filter(filter))
 }
 

@@ -5,7 +5,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::OnceLock};
 
 use musher_coordinator::{
-    announce::Announcer,
+    announce::{Addresses, Announcer},
     core::{Origin, Outcome, Status, Stopped},
     run_dir::{self, RunDir, RunDirError},
     service::Service,
@@ -53,7 +53,8 @@ fn telemetry() -> &'static (TempDir, Console) {
         let dir = TempDir::new().unwrap();
         let events_file = Some(dir.path().join("events.jsonl"));
         let console =
-            telemetry::init(TelemetryOptions { format: Some(LogFormat::Json), events_file }).unwrap();
+            telemetry::init(TelemetryOptions { format: Some(LogFormat::Json), events_file, feed: None })
+                .unwrap();
         (dir, console)
     })
 }
@@ -82,11 +83,16 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let bar = Progress::new(&telemetry().1);
-        let announcer =
-            Announcer::new(job.name.clone(), job.clone(), bar, address.to_string(), "best".into());
+        let announcer = Announcer::new(
+            job.name.clone(),
+            job.clone(),
+            bar,
+            Addresses { grpc: address, http: address },
+            "best".into(),
+        );
         let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
         let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
-        let service = Service { run_dir, store, job, origin, announcer };
+        let service = Service { run_dir, store, job, origin, announcer, metrics: Default::default() };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })
     }

@@ -26,6 +26,7 @@ use tonic::transport::Server;
 use crate::{
     announce::Announcer,
     core::{Core, Event, Origin, Outcome, RunStatus},
+    http::metrics::Metrics,
     run_dir::RunDir,
     store::CheckpointStore,
 };
@@ -44,6 +45,7 @@ pub struct Service {
     pub job: JobConfig,
     pub origin: Origin,
     pub announcer: Announcer,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Talks to a running coordinator from the same process.
@@ -105,7 +107,7 @@ impl Service {
             self.job,
             self.run_dir,
             uploads.clone(),
-            self.announcer,
+            actor::Audience { announcer: self.announcer, metrics: self.metrics },
             handle.clone(),
             started,
         );
@@ -113,10 +115,14 @@ impl Service {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TrainingServer<sessions::Training>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
-            .build_v1()
-            .context("the services' descriptors are damaged")?;
+        // Many clients still ask for the older of the two.
+        let described = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+        };
+        let damaged = "the services' descriptors are damaged";
+        let reflection = described().build_v1().context(damaged)?;
+        let older_reflection = described().build_v1alpha().context(damaged)?;
         let patience = Duration::from_secs_f64(heartbeat_timeout_s);
         let (ended, end) = oneshot::channel::<()>();
         let server = Server::builder()
@@ -126,6 +132,7 @@ impl Service {
             .tcp_nodelay(true)
             .add_service(health_service)
             .add_service(reflection)
+            .add_service(older_reflection)
             .add_service(TrainingServer::new(sessions::Training::new(handle.clone())))
             .add_service(CheckpointsServer::new(checkpoints::Checkpoints::new(handle.clone(), uploads, term)))
             .add_service(ControlServer::new(control::Control::new(handle)))

@@ -25,6 +25,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "{val_samples:count} validation samples",
             "global batch {global_batch}",
             "seed {seed}",
+            "see {page}",
         ],
         "waiting_for_workers" => &["waiting for workers", "{present} of {expected}", "at {address}"],
         "worker_joined" => &["worker {worker} joined", "{device}", "on {host}"],

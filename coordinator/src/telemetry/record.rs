@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 use tracing_subscriber::fmt::format::Writer;
@@ -38,6 +38,16 @@ impl Record {
 
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// What a line of the event file has.
+    pub fn to_object(&self) -> Map<String, Value> {
+        let fixed = [("timestamp", self.timestamp.as_str()), ("level", self.level.as_str())];
+        let fixed = fixed.map(|(name, value)| (name.to_owned(), value.into()));
+        fixed
+            .into_iter()
+            .chain(self.fields.iter().map(|(name, value)| (name.to_string(), value.clone())))
+            .collect()
     }
 
     /// One line with its end: `timestamp`, `level`, the fields in order; an ordinary log has its

@@ -197,6 +197,12 @@ fn server(job: &JobConfig) -> Result<(), Problem> {
     require(server.grpc != server.http || server.grpc.port() == 0, "server.http", || {
         format!("{} is server.grpc's address too; give it a port of its own", server.http)
     })?;
+    if let Some(probes) = server.probes {
+        let taken = probes.port() != 0 && (probes == server.grpc || probes == server.http);
+        require(!taken, "server.probes", || {
+            format!("{probes} is another service's address too; give it a port of its own")
+        })?;
+    }
     duration("server.linger_s", server.linger_s, "use 0 to end at once")
 }
 

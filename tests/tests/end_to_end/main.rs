@@ -9,6 +9,7 @@ mod data;
 mod disk_full;
 mod failures;
 mod hangs;
+mod http;
 mod links;
 mod node;
 mod refusals;
