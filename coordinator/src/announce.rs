@@ -29,12 +29,12 @@ pub struct Announcer {
 }
 
 /// Where the coordinator listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Addresses {
     /// Workers and the command line.
     pub grpc: SocketAddr,
-    /// The page and metrics.
-    pub http: SocketAddr,
+    /// URL of the page and metrics.
+    pub page: String,
 }
 
 macro_rules! event {
@@ -61,7 +61,7 @@ impl Announcer {
                 global_batch = self.job.train.global_batch,
                 seed = self.job.seed,
                 address = %self.addresses.grpc,
-                page = %format_args!("http://{}", self.addresses.http),
+                page = self.addresses.page,
             ),
             RunEvent::CoordinatorRestarted { term } => {
                 event!(info, "coordinator_restarted", self, term = term.0)

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, net::SocketAddr, path::Path, sync::OnceLock};
+use std::{fs, net::SocketAddr, path::Path, sync::OnceLock, time::Duration};
 
 use musher_coordinator::{
     announce::{Addresses, Announcer},
     core::{Origin, Outcome, Status, Stopped},
     run_dir::{self, RunDir, RunDirError},
-    service::Service,
+    service::{Access, Door, Service},
     store::CheckpointStore,
     telemetry::{self, Console, LogFormat, Progress, TelemetryOptions},
 };
@@ -87,12 +87,13 @@ impl Coordinator {
             job.name.clone(),
             job.clone(),
             bar,
-            Addresses { grpc: address, http: address },
+            Addresses { grpc: address, page: String::new() },
             "best".into(),
         );
         let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
         let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
-        let service = Service { run_dir, store, job, origin, announcer, metrics: Default::default() };
+        let door = Door::new(None, Access::default(), 64, Duration::from_secs(30));
+        let service = Service { run_dir, store, job, origin, announcer, door };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })
     }

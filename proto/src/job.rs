@@ -271,6 +271,17 @@ pub struct Server {
     /// empty: none.
     #[serde(with = "optional_address")]
     pub probes: Option<SocketAddr>,
+    /// The coordinator's certificate and its chain, a PEM file; with `tls_key` and `tls_client_ca`, gRPC is
+    /// mutual TLS.
+    pub tls_cert: String,
+    /// Its private key, a PEM file.
+    pub tls_key: String,
+    /// Certificate of the authority that workers' and operators' certificates come from, a PEM file.
+    pub tls_client_ca: String,
+    /// File with the token that workers must show.
+    pub join_token_file: String,
+    /// File with the token that operators may show.
+    pub operator_token_file: String,
     /// Seconds to wait at the end for workers that have not heard of it yet.
     pub linger_s: f64,
 }
@@ -418,6 +429,11 @@ impl Default for Server {
             grpc: SocketAddr::from(([127, 0, 0, 1], 7400)),
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
             probes: None,
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            tls_client_ca: String::new(),
+            join_token_file: String::new(),
+            operator_token_file: String::new(),
             linger_s: 5.0,
         }
     }

@@ -69,10 +69,11 @@ impl Interceptor for Identified {
 }
 
 impl CredentialsArgs {
-    pub fn read(self) -> Result<Credentials, TokenError> {
+    /// `also` may hold the token too: the variable that the coordinator itself reads.
+    pub fn read(self, also: &str) -> Result<Credentials, TokenError> {
         let token = match &self.token_file {
             Some(file) => Some(Token::read(file)?),
-            None => Token::from_env(TOKEN)?,
+            None => Token::from_env(TOKEN)?.map_or_else(|| Token::from_env(also), |token| Ok(Some(token)))?,
         };
         Ok(Credentials { files: self, token })
     }

@@ -7,6 +7,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::Role;
@@ -46,10 +47,13 @@ pub struct Issued {
 
 impl Authority {
     pub fn new() -> Result<Self, IssueError> {
-        let mut params = named("Musher test authority");
+        let key = KeyPair::generate()?;
+        // By a name of its own it is told apart from another, which clients then call unknown.
+        let print: String =
+            Sha256::digest(key.public_key_raw())[..4].iter().map(|b| format!("{b:02x}")).collect();
+        let mut params = named(&format!("Musher test authority {print}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         Ok(Self { certificate, issuer: Issuer::new(params, key) })
     }

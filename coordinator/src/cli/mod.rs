@@ -1,6 +1,9 @@
 //! The command line: one command a file, one sentence for what goes wrong.
 
+mod access;
+mod certs;
 mod data;
+mod kube;
 mod launch;
 mod remote;
 mod run;
@@ -33,6 +36,11 @@ enum Subcommands {
     Stop(remote::Stop),
     /// Let one worker go between two steps; no step is lost
     Drain(remote::Drain),
+    /// Write manifests for Kubernetes
+    #[command(subcommand)]
+    Kube(kube::Kube),
+    /// Make certificates to try mutual TLS with
+    Certs(certs::Certs),
     /// Check a data set, or draw a synthetic one
     #[command(subcommand)]
     Data(data::Data),
@@ -49,6 +57,9 @@ struct JobArgs {
     /// Continue the run from its newest complete checkpoint
     #[arg(long)]
     resume: bool,
+    /// Continue the run if there is one, else start it
+    #[arg(long, conflicts_with = "resume")]
+    resume_or_start: bool,
     /// Where the run keeps its events, checkpoints and results [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -58,6 +69,9 @@ struct JobArgs {
     /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_enum)]
     log_format: Option<Format>,
+    /// Listen to other machines also where nothing keeps strangers out
+    #[arg(long)]
+    insecure: bool,
     /// Print the resolved job and exit
     #[arg(long)]
     dry_run: bool,
@@ -115,6 +129,8 @@ impl Command {
             Subcommands::Status(status) => status.run(),
             Subcommands::Stop(stop) => stop.run(),
             Subcommands::Drain(drain) => drain.run(),
+            Subcommands::Kube(kube) => kube.run(),
+            Subcommands::Certs(certs) => certs.run(),
             Subcommands::Data(data) => data.run(),
         };
         let exit = result.unwrap_or_else(|failure| {

@@ -1,6 +1,6 @@
 //! From a job file to a run's end: what `launch` and `serve` share.
 
-use std::{fs, future::Future, net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, future::Future, net::SocketAddr, path::Path};
 
 use anyhow::{Context, anyhow};
 use musher_proto::job::{self, JobConfig};
@@ -8,22 +8,25 @@ use serde_json::json;
 use tokio::{net::TcpListener, signal::unix};
 use tracing::{info, warn};
 
-use super::{Exit, Failure, JobArgs, usage};
+use super::{Exit, Failure, JobArgs, access, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
-    http::{self, Site},
+    http::{self, Guard, Site},
     run_dir::{self, RunDir},
     service::{Handle, Service},
     telemetry::{self, Feed, Progress, TelemetryOptions},
 };
 
 pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
-    let name = args.job.display().to_string();
-    let text = fs::read_to_string(&args.job)
-        .with_context(|| format!("cannot read the job file {name}"))
-        .map_err(usage)?;
-    job::load(&text, &name, &args.overrides).map_err(usage)
+    let text = read_job(&args.job)?;
+    job::load(&text, &args.job.display().to_string(), &args.overrides).map_err(usage)
+}
+
+pub(super) fn read_job(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file)
+        .with_context(|| format!("cannot read the job file {}", file.display()))
+        .map_err(usage)
 }
 
 /// A run that is about to begin: its directory is ours, its port is bound, its log is open.
@@ -39,6 +42,7 @@ pub(super) struct Prepared {
 /// Where the run can be looked at.
 struct Watched {
     site: TcpListener,
+    guard: Guard,
     probes: Option<TcpListener>,
     feed: Feed,
 }
@@ -57,6 +61,8 @@ pub(super) async fn prepare(
     job: JobConfig,
     former_team: FormerTeam,
 ) -> Result<Prepared, Failure> {
+    let door = access::door(&job, args.insecure)?;
+    let guard = access::guard(&job.server, &door, args.insecure)?;
     let listener = bind("server.grpc", job.server.grpc).await?;
     let address = listener.local_addr()?;
     let site = bind("server.http", job.server.http).await?;
@@ -65,16 +71,18 @@ pub(super) async fn prepare(
         None => None,
     };
     let feed = Feed::default();
-    let run_dir =
-        RunDir::open(&args.run_dir.clone().unwrap_or_else(|| job.run_dir()), args.resume).map_err(usage)?;
+    let run_dir = args.run_dir.clone().unwrap_or_else(|| job.run_dir());
+    let resume = args.resume || args.resume_or_start && RunDir::is_begun(&run_dir);
+    let run_dir = RunDir::open(&run_dir, resume).map_err(usage)?;
     let console = telemetry::init(TelemetryOptions {
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),
         feed: Some(feed.clone()),
     })?;
+    access::caution(&job.server, &door, &guard);
     let store = run_dir.checkpoints(&job).map_err(usage)?;
     let mut state = run_dir.next_state().map_err(usage)?;
-    let resumed = match args.resume {
+    let resumed = match resume {
         true => run_dir::resume_point(&store, &job, &mut state).map_err(usage)?,
         false => None,
     };
@@ -87,7 +95,7 @@ pub(super) async fn prepare(
         job.name.clone(),
         job.clone(),
         Progress::new(&console),
-        Addresses { grpc: address, http: site.local_addr()? },
+        Addresses { grpc: address, page: guard.url(site.local_addr()?) },
         result_weights.clone(),
     );
     let origin = Origin {
@@ -98,8 +106,8 @@ pub(super) async fn prepare(
         entropy: rand::random(),
         listen: former_team == FormerTeam::MayLive,
     };
-    let service = Service { run_dir, store, job, origin, announcer, metrics: Arc::default() };
-    let watched = Watched { site, probes, feed };
+    let service = Service { run_dir, store, job, origin, announcer, door };
+    let watched = Watched { site, guard, probes, feed };
     Ok(Prepared { service, listener, address, watched, result_weights, json: args.json })
 }
 
@@ -129,7 +137,7 @@ impl Prepared {
         alongside: impl FnOnce(Handle) -> F,
     ) -> Result<Exit, Failure> {
         let Prepared { service, listener, watched, result_weights, json, .. } = self;
-        let (metrics, monitor) = (service.metrics.clone(), service.job.early_stopping.monitor);
+        let (metrics, monitor) = (service.door.metrics.clone(), service.job.early_stopping.monitor);
         let samples = service.run_dir.samples();
         let outcome = service
             .run(listener, |handle| {
@@ -138,7 +146,7 @@ impl Prepared {
                     tokio::spawn(http::serve_probes(probes, handle.clone()));
                 }
                 let site = Site { handle: handle.clone(), feed: watched.feed, metrics, monitor, samples };
-                tokio::spawn(site.serve(watched.site));
+                tokio::spawn(site.serve(watched.site, watched.guard));
                 tokio::spawn(alongside(handle));
             })
             .await?;

@@ -36,6 +36,7 @@ pub struct Metrics {
     lost: Counter,
     checkpoints: Counters<1>,
     data_warnings: Counter,
+    turned_away: Counters<1>,
     last: Mutex<Last>,
 }
 
@@ -120,6 +121,11 @@ impl Metrics {
         }
     }
 
+    /// Somebody was not let in.
+    pub fn turned_away(&self, cause: &'static str) {
+        self.turned_away.get_or_create(&[("cause", cause.into())]).inc();
+    }
+
     /// All of it as text. A registry of its own each time: a worker that is gone leaves no series behind.
     pub fn text(&self, status: &RunStatus) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("musher");
@@ -134,6 +140,7 @@ impl Metrics {
 
     fn count(&self, registry: &mut Registry) {
         let Self {
+            turned_away,
             generations,
             aborts,
             joined,
@@ -150,6 +157,11 @@ impl Metrics {
         registry.register("workers_joined", "Workers that joined", joined.clone());
         registry.register("workers_left", "Workers that left or were removed, by cause", left.clone());
         registry.register("workers_refused", "Workers that did not fit the run", refused.clone());
+        registry.register(
+            "turned_away",
+            "Connections and requests not let in, by cause",
+            turned_away.clone(),
+        );
         registry.register("steps_skipped", "Steps whose gradient was not finite", skipped.clone());
         registry.register("steps_lost", "Steps lost with all that held them, and taken again", lost.clone());
         registry.register("checkpoints", "Checkpoints, by result", checkpoints.clone());
@@ -389,6 +401,7 @@ mod tests {
         let (worker, generation) = (WorkerId("a".into()), Generation(1));
         let reason = "two".into();
         metrics.observe(&a_checkpoint());
+        metrics.turned_away("token_missing");
         metrics.observe(&RunEvent::WorkerLeft { worker, rank: None, departure: Departure::Left });
         metrics.observe(&RunEvent::GenerationAborted {
             generation,

@@ -5,8 +5,11 @@
 //! either.
 
 mod api;
+mod guard;
 pub mod metrics;
 mod server;
+
+pub use guard::Guard;
 
 use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,6 +17,7 @@ use axum::{
     Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
+    middleware,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -68,7 +72,7 @@ pub struct Site {
 
 impl Site {
     /// Serves the page, the API, metrics and probes, for as long as the process lives.
-    pub async fn serve(self, listener: TcpListener) {
+    pub async fn serve(self, listener: TcpListener, guard: Guard) {
         let (status, followed) = watch::channel(String::new());
         let router = Router::new()
             .route("/", get(page))
@@ -80,8 +84,9 @@ impl Site {
             .route("/api/v1/samples/latest.png", get(sample))
             .route("/api/v1/openapi.json", get(description))
             .with_state(Viewed { site: self.clone(), status: followed })
+            .layer(middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admit))
             .merge(probes(self.handle.clone()));
-        tokio::join!(server::serve(listener, router), self.follow(status));
+        tokio::join!(server::serve(listener, guard.tls, router), self.follow(status));
     }
 
     /// One look a second serves all who follow.
@@ -107,7 +112,7 @@ impl Site {
 
 /// Serves `/livez` and `/readyz` alone, for as long as the process lives.
 pub async fn serve_probes(listener: TcpListener, handle: Handle) {
-    server::serve(listener, probes(handle)).await;
+    server::serve(listener, None, probes(handle)).await;
 }
 
 /// Whether workers are there is no part of either: a coordinator that waits for them is well.

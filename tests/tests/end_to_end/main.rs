@@ -17,4 +17,5 @@ mod repeatability;
 mod restart;
 mod resume;
 mod runs;
+mod security;
 mod serve;
