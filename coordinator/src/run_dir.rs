@@ -94,6 +94,10 @@ impl RunDir {
         self.path.join("samples")
     }
 
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
     pub fn checkpoints(&self, job: &JobConfig) -> Result<CheckpointStore, StoreError> {
         CheckpointStore::open(job.checkpoint.store_path().unwrap_or_else(|| self.path.join("checkpoints")))
     }

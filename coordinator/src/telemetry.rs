@@ -10,6 +10,7 @@ mod feed;
 mod pretty;
 mod progress;
 mod record;
+mod tensorboard;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use progress::Progress;
 
 use events_file::EventsFile;
 use record::Record;
+use tensorboard::TensorBoard;
 
 /// The target of the events that users and their tools may rely on.
 pub const EVENT_TARGET: &str = "musher::event";
@@ -48,6 +50,8 @@ pub struct TelemetryOptions {
     pub events_file: Option<PathBuf>,
     /// Hears the events, and first those that are in the file already.
     pub feed: Option<Feed>,
+    /// A directory for TensorBoard.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// Why telemetry could not be set up.
@@ -55,6 +59,8 @@ pub struct TelemetryOptions {
 pub enum TelemetryError {
     #[error("cannot open {} for events: {source}; check the run directory", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
+    #[error("cannot write curves into {}: {source}; check the run directory", path.display())]
+    TensorBoard { path: PathBuf, source: io::Error },
     #[error("RUST_LOG is not a filter: {0}; write a level, or target=level, such as RUST_LOG=info")]
     Filter(#[from] FromEnvError),
     #[error("telemetry is already set up in this process; set it up once")]
@@ -75,6 +81,13 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
             Err(source) => return Err(TelemetryError::EventsFile { path, source }),
         },
     };
+    let curves = match options.tensorboard {
+        None => None,
+        Some(path) => match TensorBoard::create(&path) {
+            Ok(curves) => Some(curves),
+            Err(source) => return Err(TelemetryError::TensorBoard { path, source }),
+        },
+    };
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).try_from_env();
     let filter = match filter {
         Err(error) if std::env::var_os(EnvFilter::DEFAULT_ENV).is_some() => return Err(error.into()),
@@ -82,8 +95,16 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
         Ok(filter) => filter,
     };
     let console = Console::stderr(options.format);
-    tracing::subscriber::set_global_default(subscriber(events, options.feed, console.clone(), filter))?;
+    tracing::subscriber::set_global_default(
+        subscriber(events, options.feed, console.clone(), filter).with(curves.map(Recorder)),
+    )?;
     Ok(console)
+}
+
+/// A line of `events.jsonl` for people, with its end.
+pub fn pretty_line(fields: &serde_json::Map<String, serde_json::Value>, terminal: bool) -> String {
+    let paint = pretty::Paint::choose(terminal, std::env::var_os("NO_COLOR").as_deref());
+    pretty::line(&Record::from_object(fields), paint)
 }
 
 fn subscriber(

@@ -52,9 +52,13 @@ fn telemetry() -> &'static (TempDir, Console) {
     TELEMETRY.get_or_init(|| {
         let dir = TempDir::new().unwrap();
         let events_file = Some(dir.path().join("events.jsonl"));
-        let console =
-            telemetry::init(TelemetryOptions { format: Some(LogFormat::Json), events_file, feed: None })
-                .unwrap();
+        let console = telemetry::init(TelemetryOptions {
+            format: Some(LogFormat::Json),
+            events_file,
+            feed: None,
+            tensorboard: None,
+        })
+        .unwrap();
         (dir, console)
     })
 }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncWriteExt, copy as io_copy, sink},
+    net::TcpStream,
+    time,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -19,6 +23,9 @@ use tokio_rustls::{
     },
     server::TlsStream,
 };
+
+/// For one that is refused to read why.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +153,10 @@ impl TlsServer {
         complain: impl FnOnce(TlsError),
     ) -> Result<TlsStream<TcpStream>, Unwelcome> {
         let config = self.current(complain);
-        TlsAcceptor::from(config).accept(stream).await.map_err(|error| Unwelcome::from_error(&error))
+        TlsAcceptor::from(config).accept(stream).into_fallible().await.map_err(|(error, stream)| {
+            tokio::spawn(see_off(stream));
+            Unwelcome::from_error(&error)
+        })
     }
 
     fn current(&self, complain: impl FnOnce(TlsError)) -> Arc<ServerConfig> {
@@ -169,6 +179,13 @@ impl std::fmt::Debug for TlsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TlsServer").field("files", &self.0.files).finish_non_exhaustive()
     }
+}
+
+/// Closes a connection so that its peer reads the alert that was sent: with bytes of its own unread, it would see
+/// a reset instead.
+async fn see_off(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let _ = time::timeout(FAREWELL, io_copy(&mut stream, &mut sink())).await;
 }
 
 fn version(files: &TlsFiles) -> Version {

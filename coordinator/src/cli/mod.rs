@@ -5,9 +5,11 @@ mod certs;
 mod data;
 mod kube;
 mod launch;
+mod logs;
 mod remote;
 mod run;
 mod serve;
+mod shell;
 mod workers;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -32,6 +34,8 @@ enum Subcommands {
     Serve(serve::Serve),
     /// Show what a run is doing
     Status(remote::Status),
+    /// Show what happened in a run
+    Logs(logs::Logs),
     /// End a run after a checkpoint, so that it can be resumed
     Stop(remote::Stop),
     /// Let one worker go between two steps; no step is lost
@@ -41,6 +45,11 @@ enum Subcommands {
     Kube(kube::Kube),
     /// Make certificates to try mutual TLS with
     Certs(certs::Certs),
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(shell::Man),
     /// Check a data set, or draw a synthetic one
     #[command(subcommand)]
     Data(data::Data),
@@ -129,6 +138,9 @@ impl Command {
             Subcommands::Status(status) => status.run(),
             Subcommands::Stop(stop) => stop.run(),
             Subcommands::Drain(drain) => drain.run(),
+            Subcommands::Logs(logs) => logs.run(),
+            Subcommands::Completions(completions) => completions.run(),
+            Subcommands::Man(man) => man.run(),
             Subcommands::Kube(kube) => kube.run(),
             Subcommands::Certs(certs) => certs.run(),
             Subcommands::Data(data) => data.run(),

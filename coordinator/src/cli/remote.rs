@@ -1,14 +1,25 @@
 //! `musher status` and `musher stop`: commands that ask a running coordinator.
 
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
 use anyhow::{Context, anyhow};
 use clap::Args;
 use musher_proto::wire::{
     DrainRequest, StatusReply, StatusRequest, StopRequest, control_client::ControlClient,
 };
 use musher_security::{CredentialsArgs, Link, broken_trust, fault};
+use tokio::time;
 use tonic::transport::Endpoint;
 
 use super::{Exit, Failure, runtime};
+
+/// Between two looks.
+const WATCH: Duration = Duration::from_secs(1);
+/// Empties a terminal's screen and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Debug, Args)]
 pub struct Status {
@@ -17,6 +28,9 @@ pub struct Status {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Look again every second, until the run ends
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     credentials: CredentialsArgs,
 }
@@ -41,14 +55,25 @@ pub struct Drain {
 
 impl Status {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let status = runtime()?.block_on(async {
+        runtime()?.block_on(async {
             let mut control = connect(&self.url, self.credentials).await?;
-            anyhow::Ok(control.status(StatusRequest {}).await.map_err(refused)?.into_inner())
+            let mut seen = false;
+            loop {
+                let status = match control.status(StatusRequest {}).await {
+                    Ok(status) => status.into_inner(),
+                    // The run ended while we looked.
+                    Err(_) if seen => return anyhow::Ok(()),
+                    Err(status) => return Err(refused(status)),
+                };
+                let text = if self.json { format!("{}\n", as_json(&status)) } else { as_text(&status) };
+                let fresh = if self.watch && !self.json && io::stdout().is_terminal() { CLEAR } else { "" };
+                if write!(io::stdout(), "{fresh}{text}").is_err() || !self.watch {
+                    return Ok(()); // or nobody reads any more
+                }
+                seen = true;
+                time::sleep(WATCH).await;
+            }
         })?;
-        match self.json {
-            true => println!("{}", as_json(&status)),
-            false => print!("{}", as_text(&status)),
-        }
         Ok(Exit::Finished)
     }
 }

@@ -78,6 +78,7 @@ pub(super) async fn prepare(
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),
         feed: Some(feed.clone()),
+        tensorboard: Some(run_dir.tensorboard()),
     })?;
     access::caution(&job.server, &door, &guard);
     let store = run_dir.checkpoints(&job).map_err(usage)?;

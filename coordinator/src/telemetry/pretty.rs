@@ -167,7 +167,7 @@ fn log_words(record: &Record) -> Words {
 }
 
 fn pairs(record: &Record, said: &[&str]) -> Vec<String> {
-    let unsaid = record.fields.iter().filter(|(name, _)| !said.contains(name));
+    let unsaid = record.fields.iter().filter(|(name, _)| !said.contains(&name.as_ref()));
     unsaid.map(|(name, value)| format!("{name}={}", show(value, ""))).collect()
 }
 
