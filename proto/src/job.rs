@@ -169,11 +169,15 @@ pub enum Schedule {
     Cosine,
 }
 
-/// What forward and backward compute in; parameters are always fp32.
+/// What a training step's forward and backward compute in. Parameters, their sums over the ranks and their update are
+/// fp32 always, and so is validation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     Fp32,
+    /// fp32, but on GPUs the factors of convolutions are rounded to 10 bits of mantissa (validation's, too).
+    Tf32,
+    /// Convolutions in bf16, by PyTorch's autocast rules; the loss in fp32.
     Bf16,
 }
 

@@ -130,8 +130,8 @@ impl<R: Collective> Rank<R> {
         }
         self.replica.zero_gradients()?;
         let logits = self.replica.forward(&self.images, Mode::Train)?;
-        let mut loss =
-            self.replica.backward_sum_loss(&logits, &self.masks, 1.0 / self.masks.numel() as f64)?;
+        let loss = self.replica.backward_sum_loss(&logits, &self.masks, 1.0 / self.masks.numel() as f64)?;
+        let mut loss = loss.f_double_value(&[])?;
         drop(logits);
         if tolerant {
             self.board.mark(Activity::WaitingForPeers);
@@ -150,10 +150,10 @@ impl<R: Collective> Rank<R> {
             loss = words[2];
             self.board.mark(Activity::Working);
         }
-        let gradient = self.replica.gradient_norm_and_finite()?;
-        self.replica.adam_step(1e-3, !gradient.finite)?;
+        let applies = self.replica.measure_gradients(None)?.finite.f_to_kind(Kind::Float)?.f_view([1])?;
+        self.replica.update(1e-3, &applies, None)?;
+        self.replica.settle(applies.f_double_value(&[0])? == 1.0);
         if tolerant {
-            self.replica.commit()?;
             let position = Position { applied: Step(step), cursor: step, ..Position::default() };
             self.board.stepped(position, loss, 1, started.elapsed());
         }

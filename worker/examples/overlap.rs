@@ -20,15 +20,17 @@ use musher_collective::{
     Aborter, Collective, CollectiveError, Meter, Phase, Purpose, Ring, RingListener, RingSpec, Secret, Tag,
 };
 use musher_model::{Mode, ModelOptions, Replica};
+use musher_nccl::{OnHost, TensorCollective};
 use musher_proto::{ids::Step, job::Compression};
 use musher_worker::{
     trace::Trace,
     train::{
         TrainError,
-        exchange::{Buckets, overlapped},
+        exchange::{Buckets, Launcher, overlapped},
     },
 };
 use tch::{Device, Kind, Tensor};
+use torch_ext::SideStream;
 use tracing::trace_span;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -161,7 +163,7 @@ impl Collective for SlowLink {
 
 struct Rank {
     replica: Replica,
-    ring: SlowLink,
+    ring: OnHost<SlowLink>,
     images: Tensor,
     masks: Tensor,
     step: u64,
@@ -172,7 +174,7 @@ impl Rank {
         let (size, cpu) = (options.image_size as i64, Device::Cpu);
         Ok(Self {
             replica: Replica::new(options, 0, cpu)?,
-            ring,
+            ring: OnHost(ring),
             images: Tensor::rand([batch, 3, size, size], (Kind::Float, cpu)),
             masks: Tensor::randint(3, [batch, size / 2, size / 2], (Kind::Int64, cpu)),
             step: 0,
@@ -208,7 +210,9 @@ impl Rank {
         self.replica.zero_gradients()?;
         let Self { replica, ring, images, masks, step } = self;
         let gradients = replica.bucket_gradients()?;
-        let buckets = Buckets { step: Step(*step), gradients, compression: Compression::None };
+        let device = replica.device();
+        let (stream, compression) = (SideStream::of(device)?, Compression::None);
+        let buckets = Buckets { step: Step(*step), gradients, compression, device, stream };
         let scale = 1.0 / masks.numel() as f64;
         let _span = alongside.then(|| trace_span!("step", rank = ring.rank(), step).entered());
         let mut forward_and_backward = |ready: Box<dyn FnMut(usize) + Send>| {
@@ -217,19 +221,21 @@ impl Rank {
             replica.backward_last(&logits, masks, scale, ready).map_err(TrainError::from)
         };
         if alongside {
-            overlapped(ring, buckets, |launcher| forward_and_backward(Box::new(move |_| launcher.launch())))?;
+            let launch = |launcher: Launcher| forward_and_backward(Box::new(move |_| launcher.launch()));
+            let _ = overlapped(ring, buckets, None, launch)?;
         } else {
-            forward_and_backward(Box::new(|_| ()))?;
+            let _ = forward_and_backward(Box::new(|_| ()))?;
             let ranges: Vec<_> = replica.buckets().iter().map(|bucket| bucket.range.clone()).collect();
             replica.with_gradients_mut(|gradients| {
                 (0..).zip(ranges).try_for_each(|(index, range)| {
-                    ring.all_reduce(Tag::new(*step, index, Phase::Gradients), &mut gradients[range])
+                    ring.0.all_reduce(Tag::new(*step, index, Phase::Gradients), &mut gradients[range])
                 })
             })??;
         }
-        let gradient = self.replica.gradient_norm_and_finite()?;
-        self.replica.adam_step(1e-3, !gradient.finite)?;
-        Ok(self.replica.commit()?)
+        let applies = self.replica.measure_gradients(None)?.finite.f_to_kind(Kind::Float)?.f_view([1])?;
+        self.replica.update(1e-3, &applies, None)?;
+        self.replica.settle(applies.f_double_value(&[0])? == 1.0);
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod cli;
 mod connection;
 mod device;
+mod gpus;
 mod node;
 mod shell;
 pub mod trace;

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Aborter, CollectiveError, Purpose, RingListener, RingSpec, Secret};
+use musher_collective::{
+    Aborter, Collective, CollectiveError, Purpose, Ring, RingListener, RingSpec, Secret,
+};
+use musher_nccl::{OnHost, Place, TensorCollective};
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Term},
     job::JobConfig,
@@ -24,8 +27,12 @@ use musher_session::Report;
 use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
-use crate::train::{
-    Membership, ProgressBoard, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer, TrainingData,
+use crate::{
+    gpus::Gpus,
+    train::{
+        Membership, ProgressBoard, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer,
+        TrainingData,
+    },
 };
 
 /// A command with what the shell adds to it.
@@ -62,6 +69,9 @@ pub struct Start {
     /// Of libtorch, for this replica.
     pub threads: i32,
 }
+
+/// For NCCL to end an aborted communicator. The process ends where that is not enough.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Orders that the thread has not begun; the coordinator sends at most three in a row.
 const ORDERS: usize = 16;
@@ -122,6 +132,7 @@ struct Worker {
     /// For a call within it. The coordinator removes whoever holds the team up much sooner.
     patience: Duration,
     member: Option<Membership>,
+    gpus: Gpus,
 }
 
 fn run(
@@ -135,10 +146,13 @@ fn run(
     let cluster = &start.job.cluster;
     let step_timeout = Duration::from_secs_f64(cluster.step_timeout_s);
     let patience = 6 * step_timeout + Duration::from_secs_f64(cluster.heartbeat_timeout_s);
+    let gpus = Gpus::of(start.device);
     let built = Trainer::new(start.job, start.data, start.device, start.board)
         .and_then(|mut trainer| trainer.warm_up().map(|()| trainer));
     let mut worker = match built {
-        Ok(trainer) => Worker { trainer, listener: start.listener, step_timeout, patience, member: None },
+        Ok(trainer) => {
+            Worker { trainer, listener: start.listener, step_timeout, patience, member: None, gpus }
+        }
         Err(error) => {
             let report = Report::Failed(Failed { reason: error.to_string(), any_worker: true });
             let _ = products.blocking_send(Product::Report { generation: Generation(0), report });
@@ -164,11 +178,10 @@ impl Worker {
     fn perform(&mut self, generation: Generation, order: Order) -> Result<Product, TrainError> {
         let report = match order {
             Order::Form { form, source, aborter } => {
-                self.member = None;
-                let mut member = self.connect(generation, &form, &aborter)?;
-                let synced = self.trainer.sync(&mut member, &form, source)?;
-                self.member = Some(member);
-                Report::Synced(synced)
+                self.let_go()?;
+                let member = self.connect(generation, &form, &aborter)?;
+                let member = self.member.insert(member);
+                Report::Synced(self.trainer.sync(member, &form, source)?)
             }
             Order::Train { order, stop } => {
                 let member = self.member.as_mut().ok_or(CollectiveError::Aborted(None))?;
@@ -198,7 +211,7 @@ impl Worker {
                 });
             }
             Order::Leave => {
-                self.member = None;
+                self.let_go()?;
                 Report::Left(Interrupted { held: self.trainer.held(), reason: String::new(), waited: None })
             }
         };
@@ -206,7 +219,7 @@ impl Worker {
     }
 
     fn connect(
-        &self,
+        &mut self,
         generation: Generation,
         form: &Form,
         aborter: &Aborter,
@@ -233,21 +246,48 @@ impl Worker {
             patience: self.patience,
         };
         let deadline = Instant::now() + self.step_timeout;
-        let collective = Box::new(self.listener.form(&spec, deadline, aborter)?);
-        let batch_norm = if self.trainer.synchronises_batch_norm() {
-            let spec = RingSpec { purpose: Purpose::BatchNorm, ..spec };
-            let ring = self.listener.form(&spec, deadline, aborter)?;
-            Some(SyncBatchNorm::new(Box::new(ring), self.trainer.board.clone()))
-        } else {
-            None
+        let mut ring = Box::new(self.listener.form(&spec, deadline, aborter)?);
+        let place = Place {
+            rank: form.rank.0,
+            world: ring.world(),
+            connect_timeout: self.step_timeout,
+            patience: self.patience,
+            abort_timeout: ABORT_TIMEOUT,
         };
-        Ok(Membership { generation, collective, batch_norm })
+        let runtime = self.gpus.for_team(&mut *ring)?;
+        let connect = |ring: &mut Ring| {
+            runtime.map(|runtime| runtime.connect(&runtime.agree_on_id(ring)?, place, aborter)).transpose()
+        };
+        let gpus = connect(&mut ring)?;
+        let batch_norm: Option<Box<dyn TensorCollective>> = match self.trainer.synchronises_batch_norm() {
+            false => None,
+            true => Some(match connect(&mut ring)? {
+                Some(gpus) => Box::new(gpus),
+                None => {
+                    let spec = RingSpec { purpose: Purpose::BatchNorm, ..spec };
+                    Box::new(OnHost(self.listener.form(&spec, deadline, aborter)?))
+                }
+            }),
+        };
+        let batch_norm = batch_norm.map(|exchange| SyncBatchNorm::new(exchange, self.trainer.board.clone()));
+        let device = self.trainer.replica().device();
+        let mut member = Membership::new(generation, ring, gpus, batch_norm, device)?;
+        self.trainer.warm_up_exchange(&mut member)?;
+        Ok(member)
+    }
+
+    /// Leaves the generation, if there is one.
+    fn let_go(&mut self) -> Result<(), TrainError> {
+        match self.member.take() {
+            Some(mut member) => member.leave(),
+            None => Ok(()),
+        }
     }
 
     /// The generation is over for this worker, or the worker itself is.
     fn broken_off(&mut self, error: TrainError) -> Report {
         debug!(%error, "leaving the generation");
-        self.member = None;
+        let error = self.let_go().err().unwrap_or(error);
         if !error.ends_generation_only() {
             return Report::Failed(Failed { reason: error.to_string(), any_worker: error.any_worker() });
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure: it does not ask whether files exist or addresses are free.
 
-use super::{JobConfig, JobError, Place, Precision};
+use super::{JobConfig, JobError, Place};
 
 /// Schemes of object stores, which a job may name one day.
 const OBJECT_STORES: [&str; 3] = ["s3://", "gs://", "az://"];
@@ -121,13 +121,7 @@ fn train(job: &JobConfig) -> Result<(), Problem> {
     let bucket = train.bucket_mb;
     require(0.0 < bucket && bucket <= LARGEST_BUCKET_MB, "train.bucket_mb", || {
         format!("{bucket} is not above 0 and at most {LARGEST_BUCKET_MB}; 25 is the default")
-    })?;
-    match train.precision {
-        Precision::Fp32 => Ok(()),
-        Precision::Bf16 => {
-            Err(Problem::NotAvailable { key: "train.precision", what: "bf16".into(), instead: "\"fp32\"" })
-        }
-    }
+    })
 }
 
 /// More than the gradients of any network here.

@@ -207,8 +207,8 @@ fn values_out_of_range_are_refused() {
 #[test]
 fn choices_of_later_versions_are_refused_not_ignored() {
     refused(
-        job("[train]\nprecision = \"bf16\""),
-        "`train.precision` in job.toml line 2: bf16 is not available in this version; use \"fp32\"",
+        job("[train]\nprecision = \"fp16\""),
+        "`train.precision` in job.toml line 2: unknown variant `fp16`, expected one of `fp32`, `tf32`, `bf16`",
     );
     let later = [
         "model.pretrained=w.safetensors",

@@ -63,6 +63,40 @@ pub trait Collective: Send {
     fn meter(&self) -> Meter;
 }
 
+impl<C: Collective + ?Sized> Collective for Box<C> {
+    fn rank(&self) -> u32 {
+        (**self).rank()
+    }
+
+    fn world(&self) -> u32 {
+        (**self).world()
+    }
+
+    fn all_reduce(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        (**self).all_reduce(tag, data)
+    }
+
+    fn all_reduce_bf16(&mut self, tag: Tag, data: &mut [f32]) -> Result<(), CollectiveError> {
+        (**self).all_reduce_bf16(tag, data)
+    }
+
+    fn all_reduce_f64(&mut self, tag: Tag, data: &mut [f64]) -> Result<(), CollectiveError> {
+        (**self).all_reduce_f64(tag, data)
+    }
+
+    fn broadcast(&mut self, tag: Tag, root: u32, data: &mut [u8]) -> Result<(), CollectiveError> {
+        (**self).broadcast(tag, root, data)
+    }
+
+    fn aborter(&self) -> Aborter {
+        (**self).aborter()
+    }
+
+    fn meter(&self) -> Meter {
+        (**self).meter()
+    }
+}
+
 /// What a call is about. Ranks whose tags differ have lost step with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {

@@ -32,13 +32,13 @@ fn main() -> Result<(), Error> {
         marks.push(Instant::now());
         let logits = replica.forward(&images, Mode::Train)?;
         marks.push(Instant::now());
-        replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, |_| ())?;
+        let _ = replica.backward_last(&logits, &masks, 1.0 / masks.numel() as f64, |_| ())?;
         drop(logits);
         marks.push(Instant::now());
-        let norm = replica.gradient_norm_and_finite()?;
+        let applies = replica.measure_gradients(None)?.finite.f_to_kind(Kind::Float)?.f_view([1])?;
         marks.push(Instant::now());
-        replica.adam_step(1e-3, !norm.finite)?;
-        replica.commit()?;
+        replica.update(1e-3, &applies, None)?;
+        replica.settle(applies.f_double_value(&[0])? == 1.0);
         marks.push(Instant::now());
         if step >= WARM_UP {
             let parts = marks.windows(2).map(|pair| pair[1] - pair[0]).chain([marks[5] - marks[0]]);

@@ -1,4 +1,5 @@
-//! Measures of the flat gradient: its norm, and whether it is finite.
+//! Measures of the flat gradient, as scalars on its device that nobody has waited for: whether it is finite, and by
+//! what it is to be divided.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,28 +9,50 @@ use crate::Error;
 const CHUNK: i64 = 1 << 22;
 
 /// What one pass over the gradient tells.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GradientNorm {
-    /// Euclidean norm, summed in f64. NaN or infinite if any element is.
-    pub norm: f64,
-    /// Whether all elements are finite.
-    pub finite: bool,
+#[derive(Debug)]
+pub struct GradientMeasure {
+    /// f64 []: 1.0 if all elements are finite, else 0.0.
+    pub finite: Tensor,
+    /// f32 [1]: the gradient divided by this has at most the norm that it was measured against. At least 1.0; of no
+    /// meaning where the gradient is not finite.
+    pub scale: Option<Tensor>,
 }
 
-impl GradientNorm {
-    /// Squares of finite f32 cannot overflow an f64 sum, so a sum is finite exactly if all its elements are.
-    pub(crate) fn of(flat: &Tensor) -> Result<Self, Error> {
-        let squares = match flat.device() {
-            Device::Cpu => torch_ext::with_f32(flat, sum_of_squares)?,
-            _ => device_sum_of_squares(flat)?,
+impl GradientMeasure {
+    /// Against `max_norm`, the largest Euclidean norm to be let through, if there is one.
+    pub(crate) fn of(flat: &Tensor, max_norm: Option<f64>) -> Result<Self, Error> {
+        let size = match max_norm {
+            None => magnitude(flat)?,
+            Some(_) => norm(flat)?,
         };
-        Ok(Self { norm: squares.sqrt(), finite: squares.is_finite() })
+        let finite = size.f_isfinite()?.f_to_kind(Kind::Double)?;
+        let scale =
+            |max_norm| size.f_div_scalar(max_norm)?.f_clamp_min(1.0)?.f_to_kind(Kind::Float)?.f_view([1]);
+        Ok(Self { finite, scale: max_norm.map(scale).transpose()? })
     }
+}
 
-    /// The factor that brings the norm down to `max_norm`; 1.0 if it is no larger, or not finite.
-    pub fn clip_factor(self, max_norm: f64) -> f64 {
-        if self.finite && self.norm > max_norm { max_norm / self.norm } else { 1.0 }
+/// Euclidean, f64 [], summed in f64: squares of finite f32 cannot overflow that, so it is finite exactly if all
+/// elements are.
+pub(crate) fn norm(flat: &Tensor) -> Result<Tensor, Error> {
+    let squares = match flat.device() {
+        Device::Cpu => Tensor::from(torch_ext::with_f32(flat, sum_of_squares)?),
+        _ => device_sum_of_squares(flat)?,
+    };
+    Ok(squares.f_sqrt()?)
+}
+
+/// Some norm, f64 [], that is finite exactly if all elements are: the one that costs least.
+fn magnitude(flat: &Tensor) -> Result<Tensor, Error> {
+    match flat.device() {
+        Device::Cpu => norm(flat),
+        _ => Ok(largest(flat)?),
     }
+}
+
+/// The largest absolute value; NaN if there is one.
+fn largest(flat: &Tensor) -> Result<Tensor, tch::TchError> {
+    flat.f_norm_scalaropt_dim(f64::INFINITY, [0i64].as_slice(), false)?.f_to_kind(Kind::Double)
 }
 
 /// In eight running sums, which the compiler keeps in vector registers; the same order on every machine.
@@ -45,13 +68,13 @@ fn sum_of_squares(values: &[f32]) -> f64 {
     sums.into_iter().chain(rest).sum()
 }
 
-/// Chunk by chunk, for the f64 copies to stay small; waits for the device once.
-fn device_sum_of_squares(flat: &Tensor) -> Result<f64, Error> {
+/// Chunk by chunk, for the f64 copies to stay small.
+fn device_sum_of_squares(flat: &Tensor) -> Result<Tensor, Error> {
     let mut total = Tensor::f_zeros([], (Kind::Double, flat.device()))?;
     for chunk in flat.f_split(CHUNK, 0)? {
         let _ = total.f_add_(&chunk.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)?;
     }
-    Ok(total.f_double_value(&[])?)
+    Ok(total)
 }
 
 #[cfg(test)]
@@ -59,12 +82,22 @@ fn device_sum_of_squares(flat: &Tensor) -> Result<f64, Error> {
 mod tests {
     use super::*;
 
+    fn value(scalar: &Tensor) -> f64 {
+        scalar.double_value(&[])
+    }
+
     #[test]
     fn the_norm_is_exact_beyond_the_range_of_f32_squares() {
-        let found = GradientNorm::of(&Tensor::from_slice(&[3e30f32, 4e30, 0.0].repeat(9))).unwrap();
-        assert!(found.finite && (found.norm / 1.5e31 - 1.0).abs() < 1e-6, "{found:?}");
-        assert!((found.clip_factor(1.0) * found.norm - 1.0).abs() < 1e-12);
-        assert_eq!(found.clip_factor(1e32), 1.0);
+        let flat = Tensor::from_slice(&[3e30f32, 4e30, 0.0].repeat(9));
+        assert!((value(&norm(&flat).unwrap()) / 1.5e31 - 1.0).abs() < 1e-6);
+        let scale = |max| {
+            let measure = GradientMeasure::of(&flat, Some(max)).unwrap();
+            assert_eq!(value(&measure.finite), 1.0);
+            measure.scale.unwrap().double_value(&[0])
+        };
+        assert!((scale(1e30) / 15.0 - 1.0).abs() < 1e-6);
+        assert_eq!(scale(1e32), 1.0, "what is small enough is left alone");
+        assert!(GradientMeasure::of(&flat, None).unwrap().scale.is_none());
     }
 
     #[test]
@@ -73,7 +106,11 @@ mod tests {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut values = vec![1f32; len];
                 values[len - 1] = bad;
-                assert!(!GradientNorm::of(&Tensor::from_slice(&values)).unwrap().finite);
+                let flat = Tensor::from_slice(&values);
+                for max_norm in [None, Some(1.0)] {
+                    assert_eq!(value(&GradientMeasure::of(&flat, max_norm).unwrap().finite), 0.0);
+                }
+                assert!(!value(&largest(&flat).unwrap()).is_finite());
             }
         }
     }
@@ -81,7 +118,8 @@ mod tests {
     #[test]
     fn both_ways_agree() {
         let values: Vec<f32> = (0..10_001).map(|i| (i as f32 * 0.37).sin()).collect();
-        let on_device = device_sum_of_squares(&Tensor::from_slice(&values)).unwrap();
+        let on_device = value(&device_sum_of_squares(&Tensor::from_slice(&values)).unwrap());
         assert!((sum_of_squares(&values) / on_device - 1.0).abs() < 1e-12);
+        assert_eq!(value(&largest(&Tensor::from_slice(&[1f32, -7.0, 3.0])).unwrap()), 7.0);
     }
 }

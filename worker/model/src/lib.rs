@@ -5,10 +5,11 @@
 //! decision to apply a step are the caller's. A step reads
 //!
 //! ```text
-//! begin_step · zero_gradients · forward · backward_last · [exchange] · clip_gradients · adam_step · commit
+//! begin_step · zero_gradients · forward · backward_last · [exchange] · measure_gradients · update · settle
 //! ```
 //!
-//! and one that is not applied leaves no trace. There is no global state: any number of replicas live in a process.
+//! and one that is not applied leaves no trace. From `forward` to `update` nothing waits for the device: what a step
+//! comes to is decided there, by scalars that are read when they are there. There is no global state: any number of replicas live in a process.
 
 mod options;
 
@@ -21,6 +22,7 @@ mod flat;
 mod init;
 
 mod buckets;
+mod digest;
 mod gradients;
 mod pooling;
 mod state;
@@ -31,11 +33,11 @@ mod replica;
 pub mod metrics;
 
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
-pub use gradients::GradientNorm;
+pub use gradients::GradientMeasure;
 pub use options::{Encoder, ModelOptions};
 pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};
-pub use state::{COUNTERS, StateLayout, StateStaging};
+pub use state::{COUNTERS, CounterWords, StateLayout, StateStaging, StateTensors};
 pub use unet::Taps;
 pub use weights::WeightsError;
 

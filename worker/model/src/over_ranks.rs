@@ -12,16 +12,15 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tch::{Device, Kind, TchError, Tensor, no_grad};
-
-use crate::pooling;
+use tch::{Kind, TchError, Tensor, no_grad};
 
 /// Adds up numbers over the ranks.
 pub trait SumOverRanks: Send {
-    /// Sums `numbers` elementwise over all ranks, in place and in a fixed order. All ranks make the same calls in
-    /// the same order; `call` tells those of one forward and backward pass apart. `None`: it failed, as will the
-    /// pass; why is for the implementation to keep.
-    fn sum(&mut self, call: u32, numbers: &mut [f64]) -> Option<()>;
+    /// Sums `numbers`, a contiguous f64 tensor, elementwise over all ranks, in place and in a fixed order; the result is
+    /// there for what this thread gives to the device next. All ranks make the same calls in the same order; `call`
+    /// tells those of one forward and backward pass apart. `None`: it failed, as will the pass; why is for the
+    /// implementation to keep.
+    fn sum(&mut self, call: u32, numbers: &Tensor) -> Option<()>;
 }
 
 /// This rank's part in a forward pass over the batches of all ranks, and in its backward pass.
@@ -33,11 +32,12 @@ pub struct OverRanks {
 }
 
 impl OverRanks {
-    fn sum(&self, call: u32, numbers: &mut [f64]) -> Option<()> {
+    fn sum(&self, call: u32, mut numbers: Tensor) -> Result<Tensor, TchError> {
         if !self.counts {
-            numbers.fill(0.0);
+            let _ = numbers.f_zero_()?;
         }
-        self.lock().sum(call, numbers)
+        let failed = || TchError::Torch("the exchange of batch norm's sums failed".into());
+        self.lock().sum(call, &numbers).map(|()| numbers).ok_or_else(failed)
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn SumOverRanks + 'static> {
@@ -58,7 +58,7 @@ pub struct Norm<'a> {
     pub eps: f64,
 }
 
-/// Batch norm of `x` [N, C, H, W] f32 in training, as if the batches of all ranks were one.
+/// Batch norm of `x` [N, C, H, W], f32 or bf16, in training, as if the batches of all ranks were one.
 pub fn batch_norm(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Tensor, TchError> {
     let statistics = no_grad(|| Statistics::new(x, norm, ranks))?;
     no_grad(|| statistics.move_running(norm))?;
@@ -72,36 +72,55 @@ pub fn batch_norm(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Tensor, 
     statistics.normalise(&input, Some(norm.weight), Some(norm.bias))
 }
 
-/// Of the values of all ranks, each [C].
+/// Of the values of all ranks, each f32 [C].
 struct Statistics {
     mean: Tensor,
     /// Biased.
     var: Tensor,
     eps: f64,
-    /// In each channel.
-    values: f64,
+    /// In each channel, f64 [1].
+    values: Tensor,
 }
 
 impl Clone for Statistics {
     fn clone(&self) -> Self {
-        Self { mean: self.mean.shallow_clone(), var: self.var.shallow_clone(), ..*self }
+        let Self { mean, var, eps, values } = self;
+        Self {
+            mean: mean.shallow_clone(),
+            var: var.shallow_clone(),
+            eps: *eps,
+            values: values.shallow_clone(),
+        }
     }
 }
 
 impl Statistics {
+    /// Means and second moments add up where they weigh as their values are many; variances do not.
     fn new(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Self, TchError> {
-        let (var, mean) = x.f_var_mean_correction(&OVER_VALUES[..], 0, false)?;
-        let (mut mean, mut var) = (numbers::<f32>(&mean)?, numbers::<f32>(&var)?);
-        let mut sums = pooling::moments(&mean, &var, (x.numel() / mean.len()) as u64);
-        ranks.sum(2 * norm.layer, &mut sums).ok_or_else(failed)?;
-        pooling::pool(&sums, &mut mean, &mut var);
-        let to_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(x.device());
-        Ok(Self { mean: to_device(&mean)?, var: to_device(&var)?, eps: norm.eps, values: sums[0] })
+        let (var, mean) = x.f_to_kind(Kind::Float)?.f_var_mean_correction(&OVER_VALUES[..], 0, false)?;
+        let (var, mean) = (var.f_to_kind(Kind::Double)?, mean.f_to_kind(Kind::Double)?);
+        let channels = mean.size()[0];
+        let own = (x.numel() as i64 / channels) as f64;
+        let second = var.f_add(&mean.f_square()?)?.f_mul_scalar(own)?;
+        let own = Tensor::f_full([1], own, (Kind::Double, x.device()))?;
+        let sums = ranks.sum(2 * norm.layer, Tensor::f_cat(&[&own, &mean.f_mul(&own)?, &second], 0)?)?;
+
+        let values = sums.f_narrow(0, 0, 1)?;
+        let of_all = |start| sums.f_narrow(0, start, channels)?.f_div(&values);
+        let mean = of_all(1)?;
+        let var = of_all(1 + channels)?.f_sub(&mean.f_square()?)?.f_clamp_min(0.0)?;
+        Ok(Self {
+            mean: mean.f_to_kind(Kind::Float)?,
+            var: var.f_to_kind(Kind::Float)?,
+            eps: norm.eps,
+            values,
+        })
     }
 
     /// Running variances are unbiased.
     fn move_running(&self, norm: &Norm) -> Result<(), TchError> {
-        let unbiased = self.var.f_mul_scalar(self.values / (self.values - 1.0))?;
+        let correction = self.values.f_div(&self.values.f_sub_scalar(1.0)?)?.f_to_kind(Kind::Float)?;
+        let unbiased = self.var.f_mul(&correction)?;
         for (running, new) in [(norm.running_mean, &self.mean), (norm.running_var, &unbiased)] {
             let _ = running.shallow_clone().f_lerp_(new, norm.momentum)?;
         }
@@ -125,40 +144,31 @@ impl Statistics {
         layer: u32,
         ranks: &OverRanks,
     ) -> Result<Tensor, TchError> {
-        let normalised = self.normalise(x, None, None)?;
+        let normalised = self.normalise(&x.f_to_kind(Kind::Float)?, None, None)?;
+        let kind = gradient.kind();
+        let gradient = gradient.f_to_kind(Kind::Float)?;
         let per_channel = |values: &Tensor| values.f_sum_dim_intlist(&OVER_VALUES[..], false, Kind::Float);
-        let along_one = per_channel(gradient)?;
-        let along_x = per_channel(&gradient.f_mul(&normalised)?)?;
-        let mut sums = numbers::<f64>(&Tensor::f_cat(&[along_one, along_x], 0)?)?;
-        ranks.sum(2 * layer + 1, &mut sums).ok_or_else(failed)?;
+        let own = [per_channel(&gradient)?, per_channel(&gradient.f_mul(&normalised)?)?];
+        let sums = ranks.sum(2 * layer + 1, Tensor::f_cat(&own, 0)?.f_to_kind(Kind::Double)?)?;
         if !ranks.counts {
-            return gradient.f_zeros_like();
+            return gradient.f_zeros_like()?.f_to_kind(kind);
         }
-        let means: Vec<f32> = sums.iter().map(|sum| (sum / self.values) as f32).collect();
-        let means = Tensor::f_from_slice(&means)?.f_to_device(x.device())?.f_view([2, -1, 1, 1])?;
-        gradient.f_sub(&means.f_get(0)?)?.f_addcmul(&normalised, &means.f_get(1)?.f_neg()?)
+        let means = sums.f_div(&self.values)?.f_to_kind(Kind::Float)?.f_view([2, -1, 1, 1])?;
+        let along_one = gradient.f_sub(&means.f_get(0)?)?;
+        along_one.f_addcmul(&normalised, &means.f_get(1)?.f_neg()?)?.f_to_kind(kind)
     }
 }
 
 /// All dimensions of [N, C, H, W] but the channels'.
 const OVER_VALUES: [i64; 3] = [0, 2, 3];
 
-fn numbers<T: tch::kind::Element>(tensor: &Tensor) -> Result<Vec<T>, TchError>
-where
-    Vec<T>: TryFrom<Tensor, Error = TchError>,
-{
-    tensor.f_to_device(Device::Cpu)?.f_to_kind(T::KIND)?.try_into()
-}
-
-fn failed() -> TchError {
-    TchError::Torch("the exchange of batch norm's sums failed".into())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Barrier;
     use std::thread;
+
+    use tch::Device;
 
     use super::*;
 
@@ -179,14 +189,15 @@ mod tests {
     }
 
     impl SumOverRanks for Member {
-        fn sum(&mut self, _call: u32, numbers: &mut [f64]) -> Option<()> {
+        fn sum(&mut self, _call: u32, numbers: &Tensor) -> Option<()> {
             let Team { gathered, met } = &*self.team;
-            gathered.lock().unwrap()[self.rank] = numbers.to_vec();
+            gathered.lock().unwrap()[self.rank] = Vec::try_from(numbers).unwrap();
             met.wait();
-            numbers.fill(0.0);
+            let mut sum = vec![0.0; numbers.numel()];
             for part in &*gathered.lock().unwrap() {
-                numbers.iter_mut().zip(part).for_each(|(sum, number)| *sum += number);
+                sum.iter_mut().zip(part).for_each(|(sum, number)| *sum += number);
             }
+            numbers.shallow_clone().copy_(&Tensor::from_slice(&sum));
             met.wait();
             Some(())
         }
@@ -289,7 +300,7 @@ mod tests {
     struct Broken;
 
     impl SumOverRanks for Broken {
-        fn sum(&mut self, call: u32, _numbers: &mut [f64]) -> Option<()> {
+        fn sum(&mut self, call: u32, _numbers: &Tensor) -> Option<()> {
             // Forward's goes through.
             (call == 0).then_some(())
         }

@@ -7,13 +7,13 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
-use crate::gradients::GradientNorm;
+use crate::gradients::{self, GradientMeasure};
 use crate::layers::Normalise;
 use crate::layout::LayoutBuilder;
-use crate::state::{self, COUNTERS, StateLayout, StateStaging};
+use crate::state::{self, COUNTERS, StateLayout, StateStaging, StateTensors};
 use crate::unet::{Taps, Unet};
 use crate::weights::{self, Part};
-use crate::{Error, ModelOptions, OverRanks, metrics, pooling};
+use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -39,6 +39,8 @@ pub struct Replica {
     flat: Flat,
     buckets: Vec<Bucket>,
     readiness: Readiness,
+    /// Training computes in bf16 what gains by it.
+    autocast: bool,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -53,7 +55,8 @@ impl Replica {
         let buckets = buckets::plan(&flat.layout, DEFAULT_BUCKET_BYTES);
         let readiness = Readiness::install(&flat, &buckets)?;
         let options = options.clone();
-        Ok(Self { options, network, flat, buckets, readiness, adam_steps: 0, counters: [0; COUNTERS] })
+        let (adam_steps, counters) = (0, [0; COUNTERS]);
+        Ok(Self { options, network, flat, buckets, readiness, autocast: false, adam_steps, counters })
     }
 
     pub fn options(&self) -> &ModelOptions {
@@ -62,6 +65,12 @@ impl Replica {
 
     pub fn device(&self) -> Device {
         self.flat.parameters.device()
+    }
+
+    /// From now on training computes in bf16 what gains by it, as PyTorch's autocast does; parameters, gradients and
+    /// evaluation stay f32.
+    pub fn use_bf16(&mut self, autocast: bool) {
+        self.autocast = autocast;
     }
 
     /// All parameters, frozen ones included, without padding.
@@ -84,14 +93,26 @@ impl Replica {
     /// Images [N, 3, S, S] f32, normalised, in any memory order, to logits [N, classes, S/2, S/2].
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, |norm| self.network.forward(&self.flat, &images, norm))?)
+        match mode {
+            Mode::Train => self.train_forward(&images, Normalise::ByBatch),
+            Mode::Eval => Ok(no_grad(|| self.network.forward(&self.flat, &images, Normalise::ByLive))?),
+        }
     }
 
     /// [`Self::forward`] in training, with batch norm over the batches of all ranks; so is the backward pass that
     /// follows. All ranks must do both, as often; one without samples does it with any others, and a scale of 0.
     pub fn forward_over_ranks(&self, images: &Tensor, ranks: &OverRanks) -> Result<Tensor, Error> {
         let images = self.checked(images, Mode::Train)?;
-        Ok(self.network.forward(&self.flat, &images, Normalise::OverRanks(ranks))?)
+        self.train_forward(&images, Normalise::OverRanks(ranks))
+    }
+
+    /// The logits are f32, whatever they were computed in.
+    fn train_forward(&self, images: &Tensor, norm: Normalise) -> Result<Tensor, Error> {
+        let forward = || self.network.forward(&self.flat, images, norm);
+        Ok(match self.autocast {
+            false => forward()?,
+            true => torch_ext::autocast_bf16(self.device(), forward)??.f_to_kind(Kind::Float)?,
+        })
     }
 
     /// The encoder's outputs for such images, from fine to coarse.
@@ -100,15 +121,21 @@ impl Replica {
         Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
     }
 
-    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats.
+    /// Adds the gradient of `scale` times the cross-entropy summed over pixels; returns the unscaled sum in nats, an
+    /// f64 [] on the device that nobody has waited for.
     ///
     /// `logits` come from [`Self::forward`] in training; `masks` are i64 classes [N, S/2, S/2]. With a `scale` of one
     /// over the global batch's pixels, gradients summed over ranks are those of the global mean.
-    pub fn backward_sum_loss(&mut self, logits: &Tensor, masks: &Tensor, scale: f64) -> Result<f64, Error> {
+    pub fn backward_sum_loss(
+        &mut self,
+        logits: &Tensor,
+        masks: &Tensor,
+        scale: f64,
+    ) -> Result<Tensor, Error> {
         metrics::check_masks(logits, masks)?;
         let losses = metrics::pixel_losses(logits, masks)?;
         (losses.f_sum(Kind::Float)? * scale).f_backward()?;
-        Ok(losses.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?)
+        Ok(losses.f_detach()?.f_sum(Kind::Double)?)
     }
 
     /// [`Self::backward_sum_loss`] of a step's last micro-batch. `ready` hears of each bucket as soon as the last of
@@ -122,17 +149,22 @@ impl Replica {
         masks: &Tensor,
         scale: f64,
         ready: impl FnMut(usize) + Send + 'static,
-    ) -> Result<f64, Error> {
+    ) -> Result<Tensor, Error> {
         let readiness = self.readiness.clone();
         readiness.during(ready, || self.backward_sum_loss(logits, masks, scale))
     }
 
-    /// Adam's update of all that trains, with epsilon before bias correction as in Keras. With `found_inf` (a
-    /// gradient is not finite) nothing changes, the step count included.
-    pub fn adam_step(&mut self, learning_rate: f64, found_inf: bool) -> Result<(), Error> {
-        if found_inf {
-            return Ok(());
-        }
+    /// If `applies`, an f32 [1] on the device, is exactly 1.0: Adam's update of all that trains, from the gradient
+    /// divided by `scale` (f32 [1]), with epsilon before bias correction as in Keras; and the step's batch-norm
+    /// statistics become the live ones. If it is exactly 0.0, nothing changes.
+    ///
+    /// Waits for nothing. Whether it applied, the caller [says](Self::settle) before the next update.
+    pub fn update(
+        &mut self,
+        learning_rate: f64,
+        applies: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<(), Error> {
         let step = (self.adam_steps + 1) as f64;
         let step = torch_ext::AdamStep {
             lr: learning_rate,
@@ -141,16 +173,18 @@ impl Replica {
             eps: EPSILON / (1.0 - BETA2.powf(step)).sqrt(),
             step,
         };
+        let found_inf = applies.f_neg()?.f_add_scalar(1.0)?;
+        let decided = torch_ext::OnDevice { grad_scale: scale, found_inf: Some(&found_inf) };
         let Flat { layout, parameters, gradients, exp_avg, exp_avg_sq, .. } = &self.flat;
         let trainable = parameters.f_narrow(0, 0, layout.trainable_len as i64)?;
-        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, None)?;
-        self.adam_steps += 1;
-        Ok(())
+        torch_ext::fused_adam(&trainable, gradients, exp_avg, exp_avg_sq, step, decided)?;
+        let Flat { live, working, .. } = &mut self.flat;
+        Ok(live.f_copy_(&working.f_where_self(&applies.f_eq(1.0)?, live)?)?)
     }
 
-    /// Makes the step's batch-norm statistics the live ones.
-    pub fn commit(&mut self) -> Result<(), Error> {
-        Ok(self.flat.live.f_copy_(&self.flat.working)?)
+    /// Whether the last [update](Self::update) applied.
+    pub fn settle(&mut self, applied: bool) {
+        self.adam_steps += u64::from(applied);
     }
 
     /// Updates applied so far.
@@ -180,17 +214,14 @@ impl Replica {
         Ok(())
     }
 
-    pub fn gradient_norm_and_finite(&self) -> Result<GradientNorm, Error> {
-        GradientNorm::of(&self.flat.gradients)
+    /// Whether the gradient is finite, and what it is to be divided by for its norm to be at most `max_norm`.
+    pub fn measure_gradients(&self, max_norm: Option<f64>) -> Result<GradientMeasure, Error> {
+        GradientMeasure::of(&self.flat.gradients, max_norm)
     }
 
-    /// Scales the gradient down to `max_norm`, given its present norm.
-    pub fn clip_gradients(&mut self, norm: GradientNorm, max_norm: f64) -> Result<(), Error> {
-        let factor = norm.clip_factor(max_norm);
-        if factor < 1.0 {
-            let _ = self.flat.gradients.f_mul_scalar_(factor)?;
-        }
-        Ok(())
+    /// Euclidean norm of the gradient: an f64 [], not finite if an element is not.
+    pub fn gradient_norm(&self) -> Result<Tensor, Error> {
+        gradients::norm(&self.flat.gradients)
     }
 
     /// The buckets of the flat gradient, in the order they become ready.
@@ -300,10 +331,53 @@ impl Replica {
             return Err(Error::StateLength { expected: range.end, found: self.state_len() });
         }
         let mut digest = 0u64;
-        self.visit_state(range, |offset, piece| {
+        let layout = self.state_layout();
+        for (flat, part) in self.parts(&layout) {
+            let wanted = range.start.max(part.start)..range.end.min(part.end);
+            if !wanted.is_empty() {
+                let words = (wanted.start - part.start) / 4..(wanted.end - part.start) / 4;
+                digest = digest.wrapping_add(digest::of(flat, words, part.start / 4)?);
+            }
+        }
+        self.visit_counters(range, &layout, |offset, piece| {
             digest = digest.wrapping_add(musher_proto::digest::of_slice(offset / 4, piece));
-        })?;
+        });
         Ok(digest)
+    }
+
+    /// The state as a peer's replica takes it over: its tensors, which are this one's own, and its counters.
+    pub fn state_tensors(&self) -> StateTensors {
+        let layout = self.state_layout();
+        let tensors = self.parts(&layout).map(|(tensor, _)| tensor.shallow_clone());
+        StateTensors { tensors, counters: state::counter_words(self.adam_steps, &self.counters) }
+    }
+
+    /// Room for a peer's state on this device; what is in it is of no meaning.
+    pub fn room_for_tensors(&self) -> Result<StateTensors, Error> {
+        let StateTensors { tensors, counters } = self.state_tensors();
+        let [a, b, c, d] = tensors.map(|tensor| tensor.f_empty_like());
+        Ok(StateTensors { tensors: [a?, b?, c?, d?], counters })
+    }
+
+    /// The digest of such a state.
+    pub fn digest_of_tensors(&self, state: &StateTensors) -> Result<u64, Error> {
+        let layout = self.state_layout();
+        let counters = state::words_to_bytes(&state.counters);
+        let mut digest = musher_proto::digest::of_slice(layout.counters.start / 4, &counters);
+        for (tensor, (_, part)) in state.tensors.iter().zip(self.parts(&layout)) {
+            digest = digest.wrapping_add(digest::of(tensor, 0..tensor.numel() as u64, part.start / 4)?);
+        }
+        Ok(digest)
+    }
+
+    /// Replaces the whole state by one that was received into [room for it](Self::room_for_tensors).
+    pub fn adopt_tensors(&mut self, state: &StateTensors) -> Result<(), Error> {
+        let Flat { parameters, exp_avg, exp_avg_sq, live, .. } = &mut self.flat;
+        for (own, new) in [parameters, exp_avg, exp_avg_sq, live].into_iter().zip(&state.tensors) {
+            own.f_copy_(new)?;
+        }
+        (self.adam_steps, self.counters) = state::from_words(&state.counters);
+        self.begin_step()
     }
 
     /// Room for a state to come from elsewhere.
@@ -333,22 +407,15 @@ impl Replica {
             state::write(flat, part(range))?;
         }
         let (words, _) = part(layout.counters).as_chunks::<8>();
-        let mut counters = words.iter().map(|&word| u64::from_le_bytes(word));
-        self.adam_steps = counters.next().expect("the layout has room for Adam's step count");
-        self.counters =
-            std::array::from_fn(|_| counters.next().expect("the layout has room for the counters"));
+        (self.adam_steps, self.counters) =
+            state::from_words(&std::array::from_fn(|i| u64::from_le_bytes(words[i])));
         self.begin_step()
     }
 
     /// Hands the state's bytes in `range` to `visit` in order, each piece with its offset in the state.
     fn visit_state(&self, range: Range<u64>, mut visit: impl FnMut(u64, &[u8])) -> Result<(), Error> {
         let layout = self.state_layout();
-        for (flat, part) in [
-            (&self.flat.parameters, layout.parameters),
-            (&self.flat.exp_avg, layout.exp_avg),
-            (&self.flat.exp_avg_sq, layout.exp_avg_sq),
-            (&self.flat.live, layout.batch_norm),
-        ] {
+        for (flat, part) in self.parts(&layout) {
             let wanted = range.start.max(part.start)..range.end.min(part.end);
             if !wanted.is_empty() {
                 let offset = part.start;
@@ -357,13 +424,28 @@ impl Replica {
                 })?;
             }
         }
-        let counters = state::counter_bytes(self.adam_steps, &self.counters);
+        self.visit_counters(range, &layout, visit);
+        Ok(())
+    }
+
+    fn visit_counters(&self, range: Range<u64>, layout: &StateLayout, mut visit: impl FnMut(u64, &[u8])) {
+        let counters = state::words_to_bytes(&state::counter_words(self.adam_steps, &self.counters));
         let wanted = range.start.max(layout.counters.start)..range.end;
         if !wanted.is_empty() {
             let start = (wanted.start - layout.counters.start) as usize;
             visit(wanted.start, &counters[start..(wanted.end - layout.counters.start) as usize]);
         }
-        Ok(())
+    }
+
+    /// The tensors that the state is made of, with their places in it.
+    fn parts<'a>(&'a self, layout: &StateLayout) -> [(&'a Tensor, Range<u64>); 4] {
+        let Flat { parameters, exp_avg, exp_avg_sq, live, .. } = &self.flat;
+        [
+            (parameters, layout.parameters.clone()),
+            (exp_avg, layout.exp_avg.clone()),
+            (exp_avg_sq, layout.exp_avg_sq.clone()),
+            (live, layout.batch_norm.clone()),
+        ]
     }
 
     // --- weights --------------------------------------------------------------------------------------------------

@@ -55,9 +55,28 @@ impl StateLayout {
     }
 }
 
-/// Adam's step count and the caller's counters as the state holds them.
-pub(crate) fn counter_bytes(adam_steps: u64, counters: &[u64; COUNTERS]) -> Vec<u8> {
-    [adam_steps].iter().chain(counters).flat_map(|counter| counter.to_le_bytes()).collect()
+/// Adam's step count, then the caller's counters.
+pub type CounterWords = [u64; 1 + COUNTERS];
+
+/// A whole state where it computes: one that a replica holds, or one that it receives from a peer's.
+#[derive(Debug)]
+pub struct StateTensors {
+    /// Flat f32, in the state's order: parameters, first and second moments, batch norm's statistics.
+    pub tensors: [Tensor; 4],
+    pub counters: CounterWords,
+}
+
+pub(crate) fn counter_words(adam_steps: u64, counters: &[u64; COUNTERS]) -> CounterWords {
+    std::array::from_fn(|i| if i == 0 { adam_steps } else { counters[i - 1] })
+}
+
+/// Adam's step count, and the caller's counters.
+pub(crate) fn from_words(words: &CounterWords) -> (u64, [u64; COUNTERS]) {
+    (words[0], std::array::from_fn(|i| words[1 + i]))
+}
+
+pub(crate) fn words_to_bytes(words: &CounterWords) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// A state that is being received. Nothing of the replica changes before it is complete and adopted.

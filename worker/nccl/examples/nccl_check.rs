@@ -213,7 +213,7 @@ impl Rank {
             aborter.abort();
             Instant::now()
         };
-        exchange.abort()?;
+        exchange.leave()?;
         println!("rank {}: let go in {} ms", self.rank, began.elapsed().as_millis());
         hosts.barrier()?;
         self.go_on(self.world, began)
@@ -248,7 +248,7 @@ impl Rank {
         };
         let began = Instant::now();
         println!("rank {}: {error}", self.rank);
-        exchange.abort()?;
+        exchange.leave()?;
         println!("rank {}: let go in {} ms", self.rank, began.elapsed().as_millis());
         self.go_on(self.world - 1, began)
     }

@@ -13,7 +13,7 @@ use musher_collective::{Aborter, Tag};
 use tracing::{debug, warn};
 
 use crate::{
-    CallError, ExchangeError,
+    CallError, ExchangeError, IsReached,
     api::{Buffer, Comm, Nccl, Status, Stream, UniqueId},
     error::{Wait, What},
     life::{Intent, Life, Permit, Phase, Refusal},
@@ -133,6 +133,12 @@ impl<D: Device> Communicator<D> {
         device.bind()?;
         let mark = device.mark()?;
         self.poll(waiting, |_| device.has_reached(&mark))
+    }
+
+    /// Waits until `is_reached`, for which `tag`, launched last, is the name, or the communicator fails.
+    pub fn wait_until(&self, tag: Tag, is_reached: &mut IsReached) -> Result<(), ExchangeError> {
+        self.shared.device.bind()?;
+        self.poll(Waiting::new(What::Completion(tag), self.place.patience), |_| is_reached())
     }
 
     /// Lets go of the peers, who do the same, and frees the communicator.

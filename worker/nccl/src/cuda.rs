@@ -24,7 +24,7 @@ pub struct CudaDevice {
     ordinal: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    word: AbortWord,
+    word: Arc<AbortWord>,
 }
 
 impl CudaDevice {
@@ -40,11 +40,19 @@ impl CudaDevice {
         }
         // libtorch works in the device's primary context, which this is too.
         let context = CudaContext::new(ordinal).map_err(cuda)?;
-        let (_, highest) = get_priority_range().map_err(cuda)?;
-        let stream = context.new_stream_with_priority(highest).map_err(cuda)?;
-        let word = AbortWord::new().map_err(cuda)?;
+        let stream = high_priority_stream(&context)?;
+        let word = Arc::new(AbortWord::new().map_err(cuda)?);
         torch_ext::current_stream(ordinal)?;
         Ok(Arc::new(Self { ordinal, context, stream, word }))
+    }
+
+    /// The same device and abort word. What two communicators do has no common order on all ranks, so each has a stream
+    /// to itself.
+    pub fn with_another_stream(&self) -> Result<Arc<Self>, ExchangeError> {
+        self.context.bind_to_thread().map_err(cuda)?;
+        let stream = high_priority_stream(&self.context)?;
+        let (context, word) = (self.context.clone(), self.word.clone());
+        Ok(Arc::new(Self { ordinal: self.ordinal, context, stream, word }))
     }
 
     pub fn ordinal(&self) -> usize {
@@ -101,6 +109,11 @@ impl Device for CudaDevice {
     fn set_abort_word(&self, aborted: bool) {
         self.word.set(if aborted { 1.0 } else { 0.0 });
     }
+}
+
+fn high_priority_stream(context: &Arc<CudaContext>) -> Result<Arc<CudaStream>, ExchangeError> {
+    let (_, highest) = get_priority_range().map_err(cuda)?;
+    context.new_stream_with_priority(highest).map_err(cuda)
 }
 
 /// What the driver calls GPU `ordinal` of those visible.

@@ -55,6 +55,13 @@ pub enum ExchangeError {
     Tensor(#[from] tch::TchError),
 }
 
+impl ExchangeError {
+    /// Whether the generation alone is over: this process can be a member of the next.
+    pub fn ends_generation_only(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::TimedOut { .. } | Self::Aborted(_) | Self::Host(_))
+    }
+}
+
 /// A failed call, in NCCL's own terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallError {

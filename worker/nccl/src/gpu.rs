@@ -6,7 +6,7 @@ use musher_collective::{Aborter, Collective, Meter, Phase, Tag};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    ExchangeError, Place, TensorCollective, Version,
+    ExchangeError, IsReached, Place, TensorCollective, Version,
     api::{Buffer, Element, Nccl, UniqueId},
     communicator::Communicator,
     cuda::CudaDevice,
@@ -54,18 +54,21 @@ impl NcclRuntime {
         Ok(id)
     }
 
-    /// Connects this rank with the others that have `id`, which is good for this once; `aborter` breaks it off.
+    /// Connects this rank with the others that have `id`, which is good for this once; `aborter` breaks it off. Several
+    /// exchanges may stand at once, each in a stream of its own; whatever aborts one of them sets the abort word of all.
     pub fn connect(
         &self,
         id: &UniqueId,
         place: Place,
         aborter: &Aborter,
     ) -> Result<GpuCollective, ExchangeError> {
-        let communicator = Communicator::connect(self.nccl.clone(), self.device.clone(), id, place, aborter)?;
+        let device = self.device.with_another_stream()?;
+        let communicator = Communicator::connect(self.nccl.clone(), device, id, place, aborter)?;
         Ok(GpuCollective {
             communicator,
             place,
             device: Device::Cuda(self.device.ordinal()),
+            abort_word: self.device.abort_word(),
             in_flight: InFlight::default(),
             received: 0,
             aborter: aborter.clone(),
@@ -84,6 +87,7 @@ pub struct GpuCollective {
     in_flight: InFlight,
     place: Place,
     device: Device,
+    abort_word: Tensor,
     /// Bytes of completed calls.
     received: u64,
     aborter: Aborter,
@@ -97,6 +101,8 @@ struct InFlight {
     bytes: u64,
     /// libtorch may give freed memory to others, as it knows nothing of our stream.
     tensors: Vec<Tensor>,
+    /// f32 tensors with the bf16 that is summed in their stead.
+    rounded: Vec<(Tensor, Tensor)>,
 }
 
 impl GpuCollective {
@@ -106,18 +112,18 @@ impl GpuCollective {
         self.communicator.finish()
     }
 
-    /// Breaks the exchange off and waits for its end.
-    ///
-    /// # Errors
-    /// [`ExchangeError::Stuck`]: this process should end.
-    pub fn abort(self) -> Result<(), ExchangeError> {
-        self.communicator.abort()
-    }
-
     fn launched(&mut self, tag: Tag, buffer: Buffer, tensor: &Tensor) {
         self.in_flight.last = Some(tag);
         self.in_flight.bytes += (buffer.elements * buffer.element.bytes()) as u64;
         self.in_flight.tensors.push(tensor.shallow_clone());
+    }
+
+    /// The device is done with all that was launched.
+    fn received(&mut self) {
+        self.received += std::mem::take(&mut self.in_flight.bytes);
+        self.in_flight.last = None;
+        self.meter.receive(self.received);
+        self.meter.moved(Instant::now());
     }
 }
 
@@ -141,6 +147,16 @@ impl TensorCollective for GpuCollective {
         Ok(())
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, tensor: &Tensor) -> Result<(), ExchangeError> {
+        if tensor.kind() != Kind::Float {
+            return Err(unfit("f32 to be summed in bf16", tensor));
+        }
+        let rounded = tensor.f_to_kind(Kind::BFloat16)?;
+        self.all_reduce(tag, &rounded)?;
+        self.in_flight.rounded.push((tensor.shallow_clone(), rounded));
+        Ok(())
+    }
+
     fn broadcast(&mut self, tag: Tag, root: u32, tensor: &Tensor) -> Result<(), ExchangeError> {
         let buffer = buffer(tensor, self.device)?;
         // SAFETY: as in `all_reduce`.
@@ -151,6 +167,9 @@ impl TensorCollective for GpuCollective {
 
     fn fence(&mut self) -> Result<(), ExchangeError> {
         self.communicator.fence()?;
+        for (mut tensor, sum) in self.in_flight.rounded.drain(..) {
+            tensor.f_copy_(&sum)?;
+        }
         // Whoever gets their memory from libtorch now, uses it behind the fence.
         self.in_flight.tensors.clear();
         Ok(())
@@ -158,11 +177,26 @@ impl TensorCollective for GpuCollective {
 
     fn wait(&mut self) -> Result<(), ExchangeError> {
         let Some(last) = self.in_flight.last else { return Ok(()) };
+        self.fence()?;
         self.communicator.wait(last)?;
-        self.received += self.in_flight.bytes;
+        self.received();
+        Ok(())
+    }
+
+    fn wait_until(&mut self, is_reached: &mut IsReached) -> Result<(), ExchangeError> {
+        let nothing_yet = Tag::new(0, 0, Phase::Warmup);
+        self.communicator.wait_until(self.in_flight.last.unwrap_or(nothing_yet), is_reached)?;
+        self.received();
+        Ok(())
+    }
+
+    fn abort_word(&self) -> Option<Tensor> {
+        Some(self.abort_word.shallow_clone())
+    }
+
+    fn leave(&mut self) -> Result<(), ExchangeError> {
+        self.communicator.abort()?;
         self.in_flight = InFlight::default();
-        self.meter.receive(self.received);
-        self.meter.moved(Instant::now());
         Ok(())
     }
 

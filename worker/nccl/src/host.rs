@@ -1,10 +1,15 @@
 //! Tensors over an exchange between hosts: at once for the CPU's, with a copy each way for a GPU's.
 
+use std::{thread, time::Duration};
+
 use bytemuck::Pod;
 use musher_collective::{Aborter, Collective, CollectiveError, Meter, Tag};
 use tch::{Device, Kind, Tensor};
 
-use crate::{ExchangeError, TensorCollective};
+use crate::{ExchangeError, IsReached, TensorCollective};
+
+/// Between two looks at what the host can only look at.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Any [`Collective`], for tensors. A launched call is complete when it returns.
 pub struct OnHost<C>(pub C);
@@ -20,6 +25,9 @@ impl<C: Collective> TensorCollective for OnHost<C> {
 
     /// bf16 is summed in f32 and rounded once.
     fn all_reduce(&mut self, tag: Tag, tensor: &Tensor) -> Result<(), ExchangeError> {
+        if self.is_alone(tensor) {
+            return Ok(());
+        }
         let exchange = &mut self.0;
         match tensor.kind() {
             Kind::Float => with_floats(tensor, |slice| exchange.all_reduce(tag, slice)),
@@ -29,7 +37,22 @@ impl<C: Collective> TensorCollective for OnHost<C> {
         }
     }
 
+    fn all_reduce_bf16(&mut self, tag: Tag, tensor: &Tensor) -> Result<(), ExchangeError> {
+        if self.is_alone(tensor) {
+            let rounded = tensor.f_to_kind(Kind::BFloat16)?;
+            tensor.shallow_clone().f_copy_(&rounded)?;
+            return Ok(());
+        }
+        match tensor.kind() {
+            Kind::Float => with_floats(tensor, |slice| self.0.all_reduce_bf16(tag, slice)),
+            _ => Err(unfit("f32 to be summed in bf16", tensor)),
+        }
+    }
+
     fn broadcast(&mut self, tag: Tag, root: u32, tensor: &Tensor) -> Result<(), ExchangeError> {
+        if self.is_alone(tensor) {
+            return Ok(());
+        }
         let mut pass = |bytes: &mut [u8]| self.0.broadcast(tag, root, bytes);
         match tensor.kind() {
             Kind::Float => with_floats(tensor, |slice| pass(bytemuck::cast_slice_mut(slice))),
@@ -52,12 +75,39 @@ impl<C: Collective> TensorCollective for OnHost<C> {
         Ok(())
     }
 
+    fn wait_until(&mut self, is_reached: &mut IsReached) -> Result<(), ExchangeError> {
+        let aborter = self.0.aborter();
+        while !is_reached()? {
+            if aborter.is_aborted() {
+                return Err(ExchangeError::Aborted(None));
+            }
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn abort_word(&self) -> Option<Tensor> {
+        None
+    }
+
+    fn leave(&mut self) -> Result<(), ExchangeError> {
+        self.0.aborter().abort();
+        Ok(())
+    }
+
     fn aborter(&self) -> Aborter {
         self.0.aborter()
     }
 
     fn meter(&self) -> Meter {
         self.0.meter()
+    }
+}
+
+impl<C: Collective> OnHost<C> {
+    /// Nothing has to leave the device then. On the CPU, where nothing has to be copied, the ring decides.
+    fn is_alone(&self, tensor: &Tensor) -> bool {
+        self.0.world() == 1 && tensor.device() != Device::Cpu
     }
 }
 

@@ -23,5 +23,5 @@ pub use cuda::{CudaDevice, device_name};
 pub use error::{CallError, ExchangeError, Wait, What};
 pub use gpu::{GpuCollective, NcclRuntime};
 pub use host::OnHost;
-pub use tensor::TensorCollective;
+pub use tensor::{IsReached, TensorCollective};
 pub use version::Version;

@@ -5,6 +5,9 @@ use tch::Tensor;
 
 use crate::ExchangeError;
 
+/// Asked over and over until it says true.
+pub type IsReached<'a> = dyn FnMut() -> Result<bool, ExchangeError> + 'a;
+
 /// What the members of one generation do together on tensors. All ranks make the same calls in the same order with
 /// the same tags, dtypes and lengths.
 ///
@@ -24,6 +27,10 @@ pub trait TensorCollective: Send {
     /// with identical bits.
     fn all_reduce(&mut self, tag: Tag, tensor: &Tensor) -> Result<(), ExchangeError>;
 
+    /// [`all_reduce`](Self::all_reduce) of f32 with half the bytes on the way: values and partial sums are rounded to
+    /// bf16. All ranks end with identical bits, which bf16 holds; so does a world of one.
+    fn all_reduce_bf16(&mut self, tag: Tag, tensor: &Tensor) -> Result<(), ExchangeError>;
+
     /// Launches the copy of `root`'s contiguous tensor of f32, bf16, f64 or u8 into that of every other rank.
     fn broadcast(&mut self, tag: Tag, root: u32, tensor: &Tensor) -> Result<(), ExchangeError>;
 
@@ -33,6 +40,20 @@ pub trait TensorCollective: Send {
     /// Returns once all that was launched is done, or could not be. Polls, and gives up after the patience that the
     /// exchange was formed with.
     fn wait(&mut self) -> Result<(), ExchangeError>;
+
+    /// Returns once `is_reached`, of which the device makes the truth, and asks meanwhile how the exchange is: a failure
+    /// of it, or its abort, ends the wait. What was launched before counts as received then.
+    fn wait_until(&mut self, is_reached: &mut IsReached) -> Result<(), ExchangeError>;
+
+    /// An f64 [1] on the device that is 1.0 from the moment that the exchange is aborted, else 0.0; results of kernels
+    /// that ran later are not to be believed. `None` where an abort shows as an error before any result does.
+    fn abort_word(&self) -> Option<Tensor>;
+
+    /// Breaks the exchange off, if nobody has, and waits until nothing of it touches a tensor any more.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Stuck`]: this process should end.
+    fn leave(&mut self) -> Result<(), ExchangeError>;
 
     /// A handle that breaks the exchange off from any thread.
     fn aborter(&self) -> Aborter;

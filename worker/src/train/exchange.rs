@@ -1,5 +1,5 @@
 //! The sums of a step's gradients over the ranks, formed while backward still computes: a thread that lives as
-//! long as the step takes the buckets round the ring, in their order, each as soon as it is complete.
+//! long as the step takes hands the buckets to the exchange, in their order, each as soon as it is complete.
 //!
 //! What the buckets are and when one is complete is the replica's business; what a failure means, the step's.
 
@@ -9,23 +9,28 @@ use std::{
     thread,
 };
 
-use musher_collective::{Collective, Phase, Tag};
+use musher_collective::{Phase, Tag};
+use musher_nccl::TensorCollective;
 use musher_proto::{ids::Step, job::Compression};
-use tch::Tensor;
+use tch::{Device, Tensor};
+use torch_ext::{Mark, SideStream};
 use tracing::trace_span;
 
-use super::TrainError;
+use super::{ProgressBoard, TrainError, outcome::Outcome};
 
 /// Says that the next bucket is complete, from whatever thread completes it. Dropped, it says so of all that
 /// are left: nobody adds to them any more.
 #[derive(Clone, Debug)]
-pub struct Launcher(SyncSender<()>);
+pub struct Launcher {
+    launched: SyncSender<Result<Mark, torch_ext::Error>>,
+    device: Device,
+}
 
 impl Launcher {
     /// Returns at once; without effect once the exchange is over.
     pub fn launch(&self) {
         // There is room for each bucket; it can only be that nobody listens any more.
-        let _ = self.0.try_send(());
+        let _ = self.launched.try_send(Mark::set(self.device));
     }
 }
 
@@ -35,53 +40,84 @@ pub struct Buckets {
     /// Views of the flat gradient, which nobody else touches once they are launched.
     pub gradients: Vec<Tensor>,
     pub compression: Compression,
+    pub device: Device,
+    /// Beside which the exchange's thread works, where that is a GPU.
+    pub stream: SideStream,
+}
+
+/// The step before, which has to have ended well before anything of this one is exchanged: so no two ranks are ever
+/// further apart than one step.
+pub struct Before<'a> {
+    pub outcome: &'a mut Outcome,
+    pub board: &'a ProgressBoard,
 }
 
 /// Runs `compute`, which completes `buckets` one after the other, and sums them over the ranks meanwhile. On
-/// success they hold the sums.
+/// success they hold the sums, for what the calling thread's stream does next. `None`: the step before was the last one,
+/// or was not complete; nothing was exchanged.
 ///
 /// A failure of the exchange shows once `compute` has returned; one of `compute` breaks the exchange off.
 pub fn overlapped<T>(
-    collective: &mut dyn Collective,
+    exchange: &mut dyn TensorCollective,
     buckets: Buckets,
+    before: Option<Before>,
     compute: impl FnOnce(Launcher) -> Result<T, TrainError>,
-) -> Result<T, TrainError> {
+) -> Result<Option<T>, TrainError> {
     // One for each bucket: the hooks in the backward pass never wait.
-    let (launcher, launched) = sync_channel(buckets.gradients.len());
-    let aborter = collective.aborter();
-    thread::scope(|scope| {
-        let exchange = move || all_reduce(collective, buckets, &launched);
-        let exchange = thread::Builder::new()
+    let (sender, launched) = sync_channel(buckets.gradients.len());
+    let launcher = Launcher { launched: sender, device: buckets.device };
+    let begin = Mark::set(buckets.device)?;
+    let aborter = exchange.aborter();
+    let summed = thread::scope(|scope| {
+        let handed = &mut *exchange;
+        let sums = thread::Builder::new()
             .name("exchange".into())
-            .spawn_scoped(scope, exchange)
+            .spawn_scoped(scope, move || all_reduce(handed, buckets, before, begin, &launched))
             .expect("the system can start a thread");
-        let computed = compute(Launcher(launcher));
+        let computed = compute(launcher);
         if computed.is_err() {
             aborter.abort();
         }
-        let summed = exchange.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let summed = sums.join().unwrap_or_else(|panic| resume_unwind(panic));
         let computed = computed?;
-        summed.map(|()| computed)
-    })
+        summed.map(|summed| summed.then_some(computed))
+    })?;
+    if summed.is_some() {
+        exchange.fence()?;
+    }
+    Ok(summed)
 }
 
+/// False: the step before does not let this one begin.
 fn all_reduce(
-    collective: &mut dyn Collective,
+    exchange: &mut dyn TensorCollective,
     buckets: Buckets,
-    launched: &Receiver<()>,
-) -> Result<(), TrainError> {
-    let Buckets { step, gradients, compression } = buckets;
-    for (index, mut bucket) in (0..).zip(gradients) {
+    before: Option<Before>,
+    begin: Mark,
+    launched: &Receiver<Result<Mark, torch_ext::Error>>,
+) -> Result<bool, TrainError> {
+    let Buckets { step, gradients, compression, stream, .. } = buckets;
+    stream.enter()?;
+    begin.take_over(&[])?;
+    let mut before = before;
+    for (index, bucket) in (0..).zip(&gradients) {
         // An error is the launcher's end, which launches all that are left.
-        let _ = launched.recv();
+        if let Ok(mark) = launched.recv() {
+            mark?.take_over(&[bucket])?;
+        }
+        if let Some(Before { outcome, board }) = before.take() {
+            let seen = outcome.wait(exchange, board)?;
+            if !seen.complete || seen.stop {
+                return Ok(false);
+            }
+        }
         let _span =
-            trace_span!("all_reduce", rank = collective.rank(), step = step.0, bucket = index).entered();
+            trace_span!("all_reduce", rank = exchange.rank(), step = step.0, bucket = index).entered();
         let tag = Tag::new(step.0, index, Phase::Gradients);
-        let sum = |data: &mut [f32]| match compression {
-            Compression::None => collective.all_reduce(tag, data),
-            Compression::Bf16 => collective.all_reduce_bf16(tag, data),
-        };
-        torch_ext::with_f32_mut(&mut bucket, sum).map_err(musher_model::Error::from)??;
+        match compression {
+            Compression::None => exchange.all_reduce(tag, bucket)?,
+            Compression::Bf16 => exchange.all_reduce_bf16(tag, bucket)?,
+        }
     }
-    Ok(())
+    Ok(true)
 }

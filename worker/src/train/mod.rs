@@ -3,8 +3,11 @@
 //! It knows nothing of the coordinator, of messages or of async code; the tests of the whole team's
 //! arithmetic drive it directly.
 
+mod control;
 mod data;
 pub mod exchange;
+mod member;
+mod outcome;
 mod position;
 mod progress;
 pub mod schedule;
@@ -16,11 +19,12 @@ mod validate;
 
 use std::sync::Arc;
 
-use musher_collective::{Collective, CollectiveError};
+use musher_collective::CollectiveError;
 use musher_dataset::DatasetError;
 use musher_model::{Encoder, ModelOptions, Replica};
+use musher_nccl::ExchangeError;
 use musher_proto::{
-    ids::{Generation, Rank},
+    ids::Generation,
     job::{self, JobConfig},
     message::ReplicaLabel,
 };
@@ -28,11 +32,14 @@ use tch::Device;
 use thiserror::Error;
 
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
+pub use member::Membership;
 pub use position::Position;
 pub use progress::ProgressBoard;
 pub use segment::{SegmentEnd, Snapshot, StopFlag};
 pub use sync::Source;
 pub use sync_norm::SyncBatchNorm;
+
+use step::InFlight;
 
 /// Why the work of a generation, or of the whole run, can't go on.
 #[derive(Debug, Error)]
@@ -40,6 +47,9 @@ pub enum TrainError {
     /// The exchange with the peers broke; the replica holds its last applied step.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The exchange between GPUs broke, or can't be had.
+    #[error(transparent)]
+    Gpu(ExchangeError),
     /// The control word did not add up: some rank was not at this step, or was leaving.
     #[error("step {step} was not completed by all ranks")]
     Incomplete { step: u64 },
@@ -60,6 +70,20 @@ pub enum TrainError {
     Model(#[from] musher_model::Error),
     #[error(transparent)]
     Torch(#[from] tch::TchError),
+    #[error(transparent)]
+    Extension(#[from] torch_ext::Error),
+}
+
+impl From<ExchangeError> for TrainError {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Host(error) => Self::Collective(error),
+            ExchangeError::Aborted(None) => Self::Collective(CollectiveError::Aborted(None)),
+            ExchangeError::Torch(error) => Self::Extension(error),
+            ExchangeError::Tensor(error) => Self::Torch(error),
+            other => Self::Gpu(other),
+        }
+    }
 }
 
 impl TrainError {
@@ -71,9 +95,12 @@ impl TrainError {
             | TrainError::OutOfOrder { .. }
             | TrainError::TornSync { .. }
             | TrainError::Download(_) => true,
-            TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Model(_) | TrainError::Torch(_) => {
-                false
-            }
+            TrainError::Gpu(error) => error.ends_generation_only(),
+            TrainError::Data(_)
+            | TrainError::NotFinite(_)
+            | TrainError::Model(_)
+            | TrainError::Torch(_)
+            | TrainError::Extension(_) => false,
         }
     }
 
@@ -94,25 +121,11 @@ pub struct Trainer {
     unpooled_samples: u64,
     /// Steps in a row whose gradient was not finite.
     bad_streak: u32,
+    /// A step that the device works on, and whose outcome is to be seen.
+    in_flight: Option<InFlight>,
+    /// Lets each step's outcome be seen in the midst of the next only, also where it is there at once.
+    pub looks_late: bool,
     pub board: Arc<ProgressBoard>,
-}
-
-/// This rank's membership of one generation.
-pub struct Membership {
-    pub generation: Generation,
-    pub collective: Box<dyn Collective>,
-    /// Where batch norm is over the batches of all ranks.
-    pub batch_norm: Option<SyncBatchNorm>,
-}
-
-impl Membership {
-    pub fn rank(&self) -> Rank {
-        Rank(self.collective.rank())
-    }
-
-    pub fn world(&self) -> u32 {
-        self.collective.world()
-    }
 }
 
 impl Trainer {
@@ -123,9 +136,20 @@ impl Trainer {
         device: Device,
         board: Arc<ProgressBoard>,
     ) -> Result<Self, TrainError> {
+        tune(device, job.train.precision)?;
         let replica = seeded_replica(&job, device)?;
         let data = Feed::new(job.clone(), data, device)?;
-        Ok(Self { job, data, replica, lineage: Generation(0), unpooled_samples: 0, bad_streak: 0, board })
+        Ok(Self {
+            job,
+            data,
+            replica,
+            lineage: Generation(0),
+            unpooled_samples: 0,
+            bad_streak: 0,
+            in_flight: None,
+            looks_late: false,
+            board,
+        })
     }
 
     pub fn replica(&self) -> &Replica {
@@ -157,6 +181,16 @@ impl Trainer {
     }
 }
 
+/// For the whole process, which has one device.
+fn tune(device: Device, precision: job::Precision) -> Result<(), torch_ext::Error> {
+    if device.is_cuda() {
+        torch_ext::allow_tf32(precision != job::Precision::Fp32)?;
+        // A run has few shapes and many steps: cuDNN's fastest kernels are worth looking for.
+        tch::Cuda::cudnn_set_benchmark(true);
+    }
+    Ok(())
+}
+
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
     let options = ModelOptions {
@@ -171,6 +205,7 @@ fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError
         image_size: job.data.image_size as usize,
     };
     let mut replica = Replica::new(&options, job.seed, device)?;
+    replica.use_bf16(job.train.precision == job::Precision::Bf16);
     replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
     Ok(replica)
 }

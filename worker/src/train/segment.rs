@@ -14,9 +14,8 @@ use musher_proto::{
     message::{Activity, EpochTotals, Phase as WorkerPhase, ReplicaLabel, Train},
     shard::Segment,
 };
-use tracing::debug;
 
-use super::{Membership, TrainError, Trainer};
+use super::{Membership, TrainError, Trainer, step::Next};
 
 /// Asks the team to stop after the step in flight. Any rank's is enough: the flag travels in the
 /// control word, so all stop after the same step.
@@ -46,13 +45,28 @@ pub struct SegmentEnd {
 impl Trainer {
     /// Trains from the cursor to the segment's end, then pools batch norm's statistics over the ranks.
     ///
-    /// `after_step` sees each applied step's loss.
+    /// `after_step` sees each applied step's loss. After an error the membership is over, and the replica holds its last
+    /// applied step.
     pub fn train(
         &mut self,
         member: &mut Membership,
         order: Train,
         stop: &StopFlag,
         mut after_step: impl FnMut(f64),
+    ) -> Result<SegmentEnd, TrainError> {
+        let end = self.train_segment(member, order, stop, &mut after_step);
+        if end.is_err() {
+            self.abandon(member, &mut after_step)?;
+        }
+        end
+    }
+
+    fn train_segment(
+        &mut self,
+        member: &mut Membership,
+        order: Train,
+        stop: &StopFlag,
+        after_step: &mut impl FnMut(f64),
     ) -> Result<SegmentEnd, TrainError> {
         self.board.enter(WorkerPhase::Training);
         let position = self.position();
@@ -78,25 +92,21 @@ impl Trainer {
             sample_ids: shard.sample_ids,
         });
         let mut loader = self.data.training(plan)?;
-        let mut paused = false;
         for shard in segment.steps(rank, world) {
             self.board.mark(Activity::WaitingForData);
             let Some(batch) = loader.next() else { break };
-            let batch = batch?;
-            let samples = shard.positions.end - shard.positions.start;
-            let outcome = self.step(member, &batch, shard.positions, stop.is_raised())?;
-            self.board.stepped(self.position(), outcome.loss, samples, outcome.compute);
-            debug!(generation = member.generation.0, step = self.position().applied.0, "step applied");
-            after_step(outcome.loss);
-            if outcome.stop {
-                paused = self.position().cursor < segment.end;
+            let next = self.step(member, &batch?, shard.positions, stop.is_raised(), after_step)?;
+            if next == Next::Stop {
                 break;
             }
         }
+        self.finish_step(member, after_step)?;
         self.board.mark(Activity::Working);
         self.pool_batch_norm(member)?;
+        let position = self.position();
+        let (paused, totals) = (position.cursor < segment.end, position.totals);
         let state_digest = self.replica.state_digest()?;
-        Ok(SegmentEnd { held: self.label(), paused, totals: self.position().totals, state_digest })
+        Ok(SegmentEnd { held: self.label(), paused, totals, state_digest })
     }
 
     /// Makes the running statistics those of all samples that the team has seen. Once per stopping
@@ -111,7 +121,7 @@ impl Trainer {
             let mut sums = self.replica.pooled_moments(self.unpooled_samples)?;
             self.board.mark(Activity::WaitingForPeers);
             let tag = Tag::new(position.applied.0, 0, Phase::BatchNorm);
-            member.collective.all_reduce_f64(tag, &mut sums)?;
+            member.hosts.0.all_reduce_f64(tag, &mut sums)?;
             self.board.mark(Activity::Working);
             self.replica.set_pooled(&sums, member.world() as usize)?;
         }

@@ -3,15 +3,20 @@
 use std::sync::mpsc::Receiver;
 
 use musher_collective::{Phase, Tag};
+use musher_model::{CounterWords, StateTensors};
 use musher_proto::{
     ids::{Generation, Rank},
     message::{Activity, Form, Phase as WorkerPhase, Synced},
 };
 
+use tch::Tensor;
+
 use super::{Membership, TrainError, Trainer, seeded_replica};
 
-/// Bytes of state in one broadcast: large enough for the ring's full rate, small enough for the caches.
-const CHUNK: usize = 1 << 20;
+/// Elements of state in one broadcast: between hosts, large enough for the ring's full rate and small enough for the
+/// caches; between GPUs, large enough for launching to cost nothing.
+const HOST_CHUNK: i64 = 1 << 18;
+const GPU_CHUNK: i64 = 1 << 23;
 
 /// What the donor's state is.
 pub enum Source {
@@ -33,7 +38,7 @@ impl Trainer {
         source: Source,
     ) -> Result<Synced, TrainError> {
         self.board.enter(WorkerPhase::Syncing);
-        self.board.connected(member.collective.meter());
+        self.board.connected(member.hosts.0.meter());
         let gives = member.rank() == form.donor;
         if gives {
             self.prepare_donor(source)?;
@@ -74,25 +79,20 @@ impl Trainer {
     }
 
     fn give(&mut self, member: &mut Membership) -> Result<u64, TrainError> {
-        let donor = member.rank();
-        let mut buffer = vec![0; CHUNK];
-        for (index, offset, length) in self.chunks() {
-            self.replica.copy_state(offset, &mut buffer[..length])?;
-            self.pass(member, donor, index, &mut buffer[..length])?;
-        }
+        let (donor, state) = (member.rank(), self.replica.state_tensors());
+        self.pass(member, donor, &state, None)?;
         let digest = self.replica.state_digest()?;
-        self.pass_digest(member, donor, digest)?;
+        self.pass_words(member, donor, state.counters, digest)?;
         Ok(digest)
     }
 
     /// It holds the donor's state already, and only passes it on.
     fn relay(&mut self, member: &mut Membership, donor: Rank) -> Result<u64, TrainError> {
-        let mut buffer = vec![0; CHUNK];
-        for (index, _, length) in self.chunks() {
-            self.pass(member, donor, index, &mut buffer[..length])?;
-        }
+        let state = self.replica.state_tensors();
+        let scratch = state.tensors[0].f_narrow(0, 0, chunk(member).min(longest(&state)))?.f_empty_like()?;
+        self.pass(member, donor, &state, Some(&scratch))?;
         let held = self.replica.state_digest()?;
-        let expected = self.pass_digest(member, donor, 0)?;
+        let (_, expected) = self.pass_words(member, donor, state.counters, 0)?;
         match held == expected {
             true => Ok(held),
             false => Err(TrainError::TornSync { expected, found: held }),
@@ -100,45 +100,71 @@ impl Trainer {
     }
 
     fn take(&mut self, member: &mut Membership, donor: Rank) -> Result<u64, TrainError> {
-        let mut staging = self.replica.staging();
-        for (index, _, length) in self.chunks() {
-            self.pass(member, donor, index, staging.room(length)?)?;
-        }
-        let found = staging.digest();
-        let expected = self.pass_digest(member, donor, 0)?;
+        let mut state = self.replica.room_for_tensors()?;
+        self.pass(member, donor, &state, None)?;
+        let (counters, expected) = self.pass_words(member, donor, state.counters, 0)?;
+        state.counters = counters;
+        let found = self.replica.digest_of_tensors(&state)?;
         if found != expected {
             return Err(TrainError::TornSync { expected, found });
         }
-        self.replica.adopt(staging)?;
+        self.replica.adopt_tensors(&state)?;
         Ok(found)
     }
 
-    /// Of the state: number, offset and length.
-    fn chunks(&self) -> impl Iterator<Item = (u32, u64, usize)> + use<> {
-        let total = self.replica.state_len();
-        let length = move |offset| CHUNK.min((total - offset) as usize);
-        (0..total).step_by(CHUNK).enumerate().map(move |(i, offset)| (i as u32, offset, length(offset)))
-    }
-
+    /// The donor's tensors into those of `state`, or, where `scratch` is given, no further than there.
     fn pass(
         &self,
         member: &mut Membership,
         donor: Rank,
-        index: u32,
-        chunk: &mut [u8],
+        state: &StateTensors,
+        scratch: Option<&Tensor>,
     ) -> Result<(), TrainError> {
+        let (chunk, exchange) = (chunk(member), member.tensors());
+        let pieces = state.tensors.iter().flat_map(|tensor| {
+            let len = tensor.size()[0];
+            (0..len).step_by(chunk as usize).map(move |start| (tensor, start, chunk.min(len - start)))
+        });
+        for (index, (tensor, start, len)) in (0..).zip(pieces) {
+            let piece = match scratch {
+                Some(scratch) => scratch.f_narrow(0, 0, len)?,
+                None => tensor.f_narrow(0, start, len)?,
+            };
+            self.board.mark(Activity::WaitingForPeers);
+            exchange.broadcast(Tag::new(0, index, Phase::State), donor.0, &piece)?;
+            self.board.mark(Activity::Working);
+        }
         self.board.mark(Activity::WaitingForPeers);
-        member.collective.broadcast(Tag::new(0, index, Phase::State), donor.0, chunk)?;
+        exchange.wait()?;
         self.board.mark(Activity::Working);
         Ok(())
     }
 
-    /// The donor's digest, to all.
-    fn pass_digest(&self, member: &mut Membership, donor: Rank, digest: u64) -> Result<u64, TrainError> {
-        let mut bytes = digest.to_le_bytes();
+    /// The donor's counters and digest, to all.
+    fn pass_words(
+        &self,
+        member: &mut Membership,
+        donor: Rank,
+        counters: CounterWords,
+        digest: u64,
+    ) -> Result<(CounterWords, u64), TrainError> {
+        let mut words: Vec<u64> = counters.into_iter().chain([digest]).collect();
         self.board.mark(Activity::WaitingForPeers);
-        member.collective.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, &mut bytes)?;
+        let bytes = bytemuck::cast_slice_mut(&mut words);
+        member.hosts.0.broadcast(Tag::new(0, 0, Phase::Digest), donor.0, bytes)?;
         self.board.mark(Activity::Working);
-        Ok(u64::from_le_bytes(bytes))
+        Ok((std::array::from_fn(|i| words[i]), words[counters.len()]))
     }
+}
+
+fn chunk(member: &Membership) -> i64 {
+    match member.gpus {
+        Some(_) => GPU_CHUNK,
+        None => HOST_CHUNK,
+    }
+}
+
+/// Elements of the largest tensor, which is the first: nothing that trains is not a parameter.
+fn longest(state: &StateTensors) -> i64 {
+    state.tensors[0].size()[0]
 }

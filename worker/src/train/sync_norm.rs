@@ -1,5 +1,5 @@
-//! Batch norm's sums over the ranks in the midst of forward and backward, on a ring of their own: the gradients'
-//! ring is busy with buckets meanwhile, in an order of its own.
+//! Batch norm's sums over the ranks in the midst of forward and backward, by an exchange of their own: the gradients'
+//! is busy with buckets meanwhile, in an order of its own.
 
 use std::{
     mem,
@@ -7,29 +7,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use musher_collective::{Collective, CollectiveError, Phase, Tag};
+use musher_collective::{Phase, Tag};
 use musher_model::{OverRanks, SumOverRanks};
+use musher_nccl::{ExchangeError, TensorCollective};
 use musher_proto::{ids::Step, message::Activity};
+use tch::Tensor;
 
 use super::{ProgressBoard, TrainError};
 
-/// The ring, shared with the hooks in a step's backward pass, which run on the training thread too.
+/// The exchange, shared with the hooks in a step's backward pass, which run on a thread of libtorch's where that is on
+/// a GPU.
 #[derive(Clone)]
 pub struct SyncBatchNorm(Arc<Mutex<Sums>>);
 
 struct Sums {
-    collective: Box<dyn Collective>,
+    exchange: Box<dyn TensorCollective>,
     board: Arc<ProgressBoard>,
     step: Step,
-    /// In this step.
+    /// In this step, by the host.
     waited: Duration,
-    failure: Option<CollectiveError>,
+    failure: Option<ExchangeError>,
 }
 
 impl SyncBatchNorm {
-    pub fn new(collective: Box<dyn Collective>, board: Arc<ProgressBoard>) -> Self {
+    pub fn new(exchange: Box<dyn TensorCollective>, board: Arc<ProgressBoard>) -> Self {
         let (step, waited, failure) = (Step(0), Duration::ZERO, None);
-        Self(Arc::new(Mutex::new(Sums { collective, board, step, waited, failure })))
+        Self(Arc::new(Mutex::new(Sums { exchange, board, step, waited, failure })))
     }
 
     pub(super) fn begin(&self, step: Step) {
@@ -50,7 +53,12 @@ impl SyncBatchNorm {
 
     /// What is behind an error in forward or backward, which only says that the exchange failed.
     pub(super) fn reason(&self, error: TrainError) -> TrainError {
-        mem::take(&mut self.lock().failure).map_or(error, TrainError::Collective)
+        mem::take(&mut self.lock().failure).map_or(error, TrainError::from)
+    }
+
+    /// See [`TensorCollective::leave`].
+    pub(super) fn leave(&self) -> Result<(), ExchangeError> {
+        self.lock().exchange.leave()
     }
 
     fn lock(&self) -> MutexGuard<'_, Sums> {
@@ -59,11 +67,11 @@ impl SyncBatchNorm {
 }
 
 impl SumOverRanks for Sums {
-    fn sum(&mut self, call: u32, numbers: &mut [f64]) -> Option<()> {
+    fn sum(&mut self, call: u32, numbers: &Tensor) -> Option<()> {
         let started = Instant::now();
         self.board.mark(Activity::WaitingForPeers);
         let tag = Tag::new(self.step.0, call, Phase::SyncBatchNorm);
-        let result = self.collective.all_reduce_f64(tag, numbers);
+        let result = self.exchange.all_reduce(tag, numbers).and_then(|()| self.exchange.fence());
         self.board.mark(Activity::Working);
         self.waited += started.elapsed();
         result.map_err(|error| self.failure = Some(error)).ok()

@@ -2,7 +2,7 @@
 //! read once. The device is the CPU, or for the batches the one that `MUSHER_TEST_DEVICE` names, such as `cuda:0`.
 
 use std::{
-    env, fs,
+    fs,
     io::Cursor,
     path::Path,
     sync::{Arc, Mutex},
@@ -18,7 +18,7 @@ use musher_proto::{
 use musher_worker::train::{Batches, DeviceBatch, Feed, KeptBytes, Source, TrainingData};
 use tch::{Device, Tensor};
 
-use crate::harness::{GLOBAL_BATCH, Pets, Team, Worker, bits, job, job_with_batch_norm};
+use crate::harness::{GLOBAL_BATCH, Pets, Team, Worker, bits, device, job, job_with_batch_norm};
 
 fn on_device(mut job: JobConfig) -> JobConfig {
     job.data.augment_on = AugmentOn::Device;
@@ -31,17 +31,6 @@ fn feed(pets: &Pets, job: &JobConfig) -> Feed {
         AugmentOn::Auto | AugmentOn::Cpu => Device::Cpu,
     };
     Feed::new(Arc::new(job.clone()), pets.warning_data(|_| {}), device).unwrap()
-}
-
-fn device() -> Device {
-    let name = env::var("MUSHER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    match name.strip_prefix("cuda:") {
-        Some(index) => {
-            torch_ext::open_cuda().unwrap();
-            Device::Cuda(index.parse().unwrap())
-        }
-        None => Device::Cpu,
-    }
 }
 
 /// Batches of some, one and no samples.

@@ -28,7 +28,7 @@ pub struct At {
 impl Worker {
     pub fn goes_wrong(&mut self, at: At, fault: Fault) {
         let mut member = self.member.take().unwrap();
-        member.collective = Box::new(Faulty { inner: member.collective, at, fault });
+        member.hosts.0 = Box::new(Faulty { inner: member.hosts.0, at, fault });
         self.member = Some(member);
     }
 }

@@ -15,6 +15,7 @@ use musher_dataset::{
     DataWarning, Dataset, ImageCache, Warnings,
     synth::{self, SynthOptions},
 };
+use musher_nccl::OnHost;
 use musher_proto::{
     ids::{Epoch, Generation, Rank},
     job::JobConfig,
@@ -24,6 +25,7 @@ use musher_worker::train::{
     Membership, ProgressBoard, SegmentEnd, Snapshot, Source, StopFlag, SyncBatchNorm, TrainError, Trainer,
     TrainingData,
 };
+use tch::Device;
 use tempfile::TempDir;
 
 use crate::{
@@ -146,7 +148,7 @@ impl Worker {
     pub fn new(pets: &Pets, job: &JobConfig) -> Self {
         let board = Arc::new(ProgressBoard::default());
         let data = pets.training_data();
-        let trainer = Trainer::new(Arc::new(job.clone()), data, tch::Device::Cpu, board).unwrap();
+        let trainer = Trainer::new(Arc::new(job.clone()), data, device(), board).unwrap();
         let listener = RingListener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let (member, losses, batch_norm_goes_wrong) = (None, Vec::new(), None);
         Self { trainer, listener, member, losses, holds_it: false, batch_norm_goes_wrong }
@@ -161,7 +163,7 @@ impl Worker {
     }
 
     pub fn aborter(&self) -> Aborter {
-        self.member.as_ref().unwrap().collective.aborter()
+        self.member.as_ref().unwrap().aborter()
     }
 
     /// As a worker does, leaves the generation on an error.
@@ -250,16 +252,18 @@ impl Team {
                 let spec = RingSpec { purpose, ..spec.clone() };
                 worker.listener.form(&spec, Instant::now() + PATIENCE, &aborter).unwrap()
             };
-            let (generation, collective) = (Generation(generation), Box::new(form(Purpose::Steps)));
+            let ring = Box::new(form(Purpose::Steps));
             let synchronises = worker.trainer.synchronises_batch_norm();
             let batch_norm = synchronises.then(|| {
                 let mut ring: Box<dyn Collective> = Box::new(form(Purpose::BatchNorm));
                 if let Some((at, fault)) = worker.batch_norm_goes_wrong.take() {
                     ring = Box::new(Faulty { inner: ring, at, fault });
                 }
-                SyncBatchNorm::new(ring, worker.trainer.board.clone())
+                SyncBatchNorm::new(Box::new(OnHost(ring)), worker.trainer.board.clone())
             });
-            worker.member = Some(Membership { generation, collective, batch_norm });
+            let device = worker.trainer.replica().device();
+            let member = Membership::new(Generation(generation), ring, None, batch_norm, device);
+            worker.member = Some(member.unwrap());
         });
         team
     }
@@ -285,6 +289,14 @@ impl Team {
         let mut team = Self::form(1, Worker::new_team(pets, job, world));
         team.sync(0, || checkpoint(state));
         team
+    }
+
+    /// As on a device that works while the host prepares the next step.
+    pub fn look_late(mut self, late: bool) -> Self {
+        for worker in &mut self.0 {
+            worker.trainer.looks_late = late;
+        }
+        self
     }
 
     /// Runs `act` on each worker in a thread of its own.
@@ -350,6 +362,18 @@ impl Team {
             let (start, end) = (cut(rank.into()), cut(u64::from(rank) + 1));
             worker.trainer.snapshot(start, end - start).unwrap()
         })
+    }
+}
+
+/// Where all train: on the CPU, or on the device that `MUSHER_TEST_DEVICE` names, such as `cuda:0`.
+pub fn device() -> Device {
+    let name = env::var("MUSHER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    match name.strip_prefix("cuda:") {
+        Some(index) => {
+            torch_ext::open_cuda().unwrap();
+            Device::Cuda(index.parse().unwrap())
+        }
+        None => Device::Cpu,
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{
 /// Steps 0 to 2 are applied when step 3 goes wrong.
 const AT_STEP: u64 = 3;
 
+/// Whether a step's outcome is seen in the midst of the next one only.
+const BOTH: [bool; 2] = [false, true];
+
 fn buckets(team: &Team) -> u32 {
     team.0[0].trainer.replica().buckets().len() as u32
 }
@@ -47,8 +50,9 @@ fn survivors_hold_their_last_applied_step() {
     let pets = Pets::drawn();
     let expected = unbroken(&pets);
     let last = buckets(&Team::started(&pets, &job(), 1)) - 1;
-    for (phase, bucket) in [(Phase::Gradients, 0), (Phase::Gradients, last), (Phase::Control, 0)] {
-        let mut team = Team::started(&pets, &job(), 3);
+    let calls = [(Phase::Gradients, 0), (Phase::Gradients, last), (Phase::Control, 0)];
+    for (late, (phase, bucket)) in BOTH.into_iter().flat_map(|late| calls.map(|call| (late, call))) {
+        let mut team = Team::started(&pets, &job(), 3).look_late(late);
         team.0[1].goes_wrong(At { phase, step: AT_STEP, bucket }, Fault::GoneBefore);
         for (applied, digest) in break_step(&mut team, pets.epoch(1)) {
             assert_eq!(applied, Step(AT_STEP), "gone before {phase} {bucket}");
@@ -60,9 +64,13 @@ fn survivors_hold_their_last_applied_step() {
 /// Also where batch norm's forward pass has moved statistics already, each rank's in its own way.
 #[test]
 fn a_step_that_is_not_applied_leaves_no_trace() {
+    BOTH.into_iter().for_each(no_trace);
+}
+
+fn no_trace(late: bool) {
     let pets = Pets::drawn();
     let mut traces = [(Phase::Gradients, AT_STEP), (Phase::Control, AT_STEP)].map(|(phase, step)| {
-        let mut team = Team::started(&pets, &job_with_batch_norm(), 3);
+        let mut team = Team::started(&pets, &job_with_batch_norm(), 3).look_late(late);
         team.0[2].goes_wrong(At { phase, step, bucket: 0 }, Fault::GoneBefore);
         break_step(&mut team, pets.epoch(1));
         team.0.iter().map(Worker::digest).collect::<Vec<_>>()
@@ -72,7 +80,7 @@ fn a_step_that_is_not_applied_leaves_no_trace() {
     assert_eq!(traces[0], traces[1]);
 
     // Nor in what a state's bytes do not show: one who was there goes on as one who was not.
-    let mut team = Team::started(&pets, &job_with_batch_norm(), 3);
+    let mut team = Team::started(&pets, &job_with_batch_norm(), 3).look_late(late);
     team.0[2].goes_wrong(At { phase: Phase::Control, step: AT_STEP, bucket: 0 }, Fault::GoneBefore);
     break_step(&mut team, pets.epoch(1));
     let mut newcomer = Team::resumed(&pets, &job_with_batch_norm(), 1, &team.0[0].state());
@@ -86,12 +94,16 @@ fn a_step_that_is_not_applied_leaves_no_trace() {
 
 #[test]
 fn the_furthest_survivor_hands_its_state_on() {
+    BOTH.into_iter().for_each(the_furthest_hands_on);
+}
+
+fn the_furthest_hands_on(late: bool) {
     let pets = Pets::drawn();
     let expected = unbroken(&pets);
     let order = pets.epoch(1);
 
     // Rank 2 is gone, and rank 0 too sees no end of a step that is complete for rank 1.
-    let mut team = Team::started(&pets, &job(), 3);
+    let mut team = Team::started(&pets, &job(), 3).look_late(late);
     for rank in [0, 2] {
         team.0[rank].goes_wrong(At { phase: Phase::Control, step: AT_STEP, bucket: 0 }, Fault::GoneAfter);
     }
@@ -123,13 +135,16 @@ fn the_furthest_survivor_hands_its_state_on() {
 fn a_control_word_that_does_not_add_up_is_no_step() {
     let pets = Pets::drawn();
     let expected = unbroken(&pets);
-    let mut team = Team::started(&pets, &job(), 3);
-    team.0[1].goes_wrong(At { phase: Phase::Control, step: AT_STEP, bucket: 0 }, Fault::Damaged);
-    let results = team.each(|worker| worker.train(pets.epoch(1), &StopFlag::default(), |_| ()).unwrap_err());
-    assert!(matches!(results[1], TrainError::Incomplete { step: AT_STEP }), "{}", results[1]);
-    assert!(results.iter().all(TrainError::ends_generation_only), "{results:?}");
-    assert_eq!(team.0[1].trainer.position().applied, Step(AT_STEP));
-    assert_eq!(team.0[1].tensor_digest(), expected[&Step(AT_STEP)]);
+    for late in BOTH {
+        let mut team = Team::started(&pets, &job(), 3).look_late(late);
+        team.0[1].goes_wrong(At { phase: Phase::Control, step: AT_STEP, bucket: 0 }, Fault::Damaged);
+        let results =
+            team.each(|worker| worker.train(pets.epoch(1), &StopFlag::default(), |_| ()).unwrap_err());
+        assert!(matches!(results[1], TrainError::Incomplete { step: AT_STEP }), "{}", results[1]);
+        assert!(results.iter().all(TrainError::ends_generation_only), "{results:?}");
+        assert_eq!(team.0[1].trainer.position().applied, Step(AT_STEP));
+        assert_eq!(team.0[1].tensor_digest(), expected[&Step(AT_STEP)]);
+    }
 }
 
 /// Aborted by rank 0's thread, between two steps, while the victim is within one.
@@ -137,8 +152,8 @@ fn a_control_word_that_does_not_add_up_is_no_step() {
 fn an_abort_from_another_thread_ends_the_generation_between_two_steps() {
     let pets = Pets::drawn();
     let expected = unbroken(&pets);
-    for victim in [1, 2] {
-        let mut team = Team::started(&pets, &job(), 3);
+    for (late, victim) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
+        let mut team = Team::started(&pets, &job(), 3).look_late(late);
         let aborter = team.0[victim].aborter();
         let errors = team.each(|worker| {
             let first = worker.rank() == 0;

@@ -6,6 +6,7 @@
 
 mod fault;
 mod harness;
+mod late;
 mod start;
 
 mod agreement;
@@ -15,6 +16,7 @@ mod loss_of_a_peer;
 mod marks;
 mod overlap;
 mod pause;
+mod precision;
 mod reference;
 mod skipped;
 mod sync;

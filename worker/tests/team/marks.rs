@@ -190,7 +190,7 @@ fn watch(worker: &mut Worker) -> Seen {
     let seen = Seen::default();
     let board = worker.trainer.board.clone();
     let mut member = worker.member.take().unwrap();
-    member.collective = Box::new(Watched { inner: member.collective, board, seen: seen.clone() });
+    member.hosts.0 = Box::new(Watched { inner: member.hosts.0, board, seen: seen.clone() });
     worker.member = Some(member);
     seen
 }

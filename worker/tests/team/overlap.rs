@@ -28,7 +28,7 @@ fn the_sums_are_those_of_an_exchange_after_backward() {
 fn hold_back(worker: &mut Worker) {
     let board = worker.trainer.board.clone();
     let mut member = worker.member.take().unwrap();
-    member.collective = Box::new(Sequential { inner: member.collective, board });
+    member.hosts.0 = Box::new(Sequential { inner: member.hosts.0, board });
     worker.member = Some(member);
 }
 

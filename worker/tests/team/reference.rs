@@ -10,12 +10,15 @@ use std::{
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use musher_proto::job::{JobConfig, Schedule};
 
-use crate::harness::{Pets, Team, deviation, job};
+use crate::harness::{Pets, Team, deviation, device, job};
 
 const SIDE: u32 = 64;
 const SAMPLES: u32 = 11;
 const EPOCHS: u32 = 4;
-const TOLERANCE: f64 = 1e-5;
+/// On a GPU sums have another order, which the last steps magnify.
+fn tolerance() -> f64 {
+    if device().is_cuda() { 1e-3 } else { 1e-5 }
+}
 
 /// Four samples a step and, in an epoch's last, three; as the reference sees them, without augmentation.
 fn reference_job() -> JobConfig {
@@ -35,7 +38,7 @@ fn assert_as_reference(name: &str, job: &JobConfig) {
     let found = Team::started(&pets, job, 3).train_epochs(&pets, 1..=EPOCHS);
     let deviation = deviation(&found, &expected[name]);
     println!("{name}: losses of {} steps deviate by {deviation:.1e}", found.len());
-    assert!(deviation < TOLERANCE, "{found:?} is not {:?}", expected[name]);
+    assert!(deviation < tolerance(), "{found:?} is not {:?}", expected[name]);
 }
 
 #[test]

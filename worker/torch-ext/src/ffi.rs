@@ -22,6 +22,7 @@ unsafe extern "C" {
         beta2: f64,
         eps: f64,
         step: f64,
+        grad_scale: *mut C_tensor,
         found_inf: *mut C_tensor,
     ) -> *mut c_char;
 
@@ -45,9 +46,13 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_enter_stream(cuda_index: c_int, id: i64) -> *mut c_char;
     pub(crate) fn torch_ext_mark(cuda_index: c_int, mark: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn torch_ext_wait_for(mark: *mut c_void) -> *mut c_char;
+    pub(crate) fn torch_ext_is_reached(mark: *mut c_void, is_reached: *mut bool) -> *mut c_char;
     pub(crate) fn torch_ext_drop_mark(mark: *mut c_void);
     pub(crate) fn torch_ext_used_here(tensor: *mut C_tensor) -> *mut c_char;
     pub(crate) fn torch_ext_pin(tensor: *mut C_tensor) -> *mut c_char;
+    pub(crate) fn torch_ext_copy_later(target: *mut C_tensor, source: *mut C_tensor) -> *mut c_char;
+    pub(crate) fn torch_ext_autocast_bf16(device_type: i8, on: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_allow_tf32(allow: bool) -> *mut c_char;
     pub(crate) fn torch_ext_current_stream(device_index: i8, stream: *mut *mut c_void) -> *mut c_char;
 }
 

@@ -2,6 +2,7 @@
 // No exception leaves this file towards Rust.
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -53,13 +54,14 @@ extern "C" {
 void torch_ext_free(char *message) { std::free(message); }
 
 char *torch_ext_fused_adam(at::Tensor *params, at::Tensor *grads, at::Tensor *exp_avg, at::Tensor *exp_avg_sq, double lr,
-                           double beta1, double beta2, double eps, double step, at::Tensor *found_inf) {
+                           double beta1, double beta2, double eps, double step, at::Tensor *grad_scale,
+                           at::Tensor *found_inf) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
+    auto given = [](at::Tensor *tensor) { return tensor ? std::optional<at::Tensor>(*tensor) : std::nullopt; };
     auto steps = at::full({}, step, params->options().dtype(at::kFloat));
-    auto skip = found_inf ? std::optional<at::Tensor>(*found_inf) : std::nullopt;
     at::_fused_adam_({*params}, {*grads}, {*exp_avg}, {*exp_avg_sq}, {}, {steps}, lr, beta1, beta2, /*weight_decay=*/0.0,
-                     eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, skip);
+                     eps, /*amsgrad=*/false, /*maximize=*/false, given(grad_scale), given(found_inf));
   });
 }
 
@@ -121,6 +123,10 @@ char *torch_ext_wait_for(c10::Event *mark) {
   return guarded([&] { mark->block(c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(mark->device())); });
 }
 
+char *torch_ext_is_reached(c10::Event *mark, bool *is_reached) {
+  return guarded([&] { *is_reached = mark->query(); });
+}
+
 void torch_ext_drop_mark(c10::Event *mark) { delete mark; }
 
 // The allocator gives the memory to nobody else before what this thread's stream has been given so far is done.
@@ -135,11 +141,39 @@ char *torch_ext_pin(at::Tensor *tensor) {
   return guarded([&] { *tensor = tensor->pin_memory(); });
 }
 
+char *torch_ext_copy_later(at::Tensor *target, at::Tensor *source) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    target->copy_(*source, /*non_blocking=*/true);
+  });
+}
+
 // Through the device-generic interface: nothing of CUDA is included or linked.
 char *torch_ext_current_stream(int8_t device_index, void **stream) {
   return guarded([&] {
     c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
     *stream = cuda.getStreamNativeHandle(cuda.getStream(c10::Device(c10::DeviceType::CUDA, device_index)));
+  });
+}
+
+// Autocast to bf16 of what this thread computes on a kind of device, until it is switched off again.
+char *torch_ext_autocast_bf16(int8_t device_type, bool on) {
+  return guarded([&] {
+    auto device = static_cast<c10::DeviceType>(device_type);
+    if (on) {
+      at::autocast::set_autocast_dtype(device, at::kBFloat16);
+      at::autocast::increment_nesting();
+    } else if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+    at::autocast::set_autocast_enabled(device, on);
+  });
+}
+
+char *torch_ext_allow_tf32(bool allow) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuBLAS(allow);
+    at::globalContext().setAllowTF32CuDNN(allow);
   });
 }
 

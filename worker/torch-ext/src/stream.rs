@@ -46,6 +46,14 @@ pub fn pin(tensor: &Tensor) -> Result<Tensor, Error> {
     Ok(pinned)
 }
 
+/// Copies without a wait: behind what this thread has given to the device so far. Between a device and page-locked host
+/// memory the host sees the result once a [`Mark`] set after this is reached; on the CPU at once.
+pub fn copy_later(target: &mut Tensor, source: &Tensor) -> Result<(), Error> {
+    // SAFETY: the pointers are of live tensors, borrowed for the call; libtorch keeps the memory that a copy in flight
+    // needs from being given to others on the device, and pinned memory until the copy is done.
+    ffi::check(unsafe { ffi::torch_ext_copy_later(target.as_mut_ptr(), source.as_ptr().cast_mut()) })
+}
+
 /// A place in the current stream of the thread that set it: behind all it had given to the device.
 pub struct Mark(Option<NonNull<c_void>>);
 
@@ -59,6 +67,18 @@ impl Mark {
         // SAFETY: `mark` is a valid place for a pointer; the shim leaves an event there that only we hold.
         ffi::check(unsafe { ffi::torch_ext_mark(index, &mut mark) })?;
         Ok(Self(NonNull::new(mark)))
+    }
+
+    /// Whether the device has come so far. Does not wait.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn is_reached(&self) -> Result<bool, Error> {
+        let Some(mark) = self.0 else { return Ok(true) };
+        let mut is_reached = false;
+        // SAFETY: the event lives until `self` is dropped, and `is_reached` is a valid place for the answer.
+        ffi::check(unsafe { ffi::torch_ext_is_reached(mark.as_ptr(), &mut is_reached) })?;
+        Ok(is_reached)
     }
 
     /// What this thread gives to the device from here on runs after the mark. `tensors`, of the marked stream, may be
@@ -102,7 +122,12 @@ mod tests {
     fn the_cpu_has_one_stream() {
         SideStream::of(Device::Cpu).unwrap().enter().unwrap();
         let ones = Tensor::ones([3], (Kind::Float, Device::Cpu));
-        Mark::set(Device::Cpu).unwrap().take_over(&[&ones]).unwrap();
+        let mark = Mark::set(Device::Cpu).unwrap();
+        assert!(mark.is_reached().unwrap());
+        mark.take_over(&[&ones]).unwrap();
+        let mut copy = ones.zeros_like();
+        copy_later(&mut copy, &ones).unwrap();
+        assert_eq!(Vec::<f32>::try_from(copy).unwrap(), [1.0; 3]);
         assert_eq!(Vec::<f32>::try_from(ones).unwrap(), [1.0; 3]);
     }
 
