@@ -5,6 +5,7 @@
 mod checks;
 
 mod chaos;
+mod commands;
 mod data;
 mod disk_full;
 mod failures;
