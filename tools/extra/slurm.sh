@@ -39,11 +39,13 @@ MUSHER_PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); p
 export MUSHER_PORT
 
 events=runs/queued/events.jsonl
+checkpoints() { if [ -e "$events" ]; then grep -c '"event":"checkpoint_committed"' "$events" || true; else echo 0; fi; }
 for life in 1 2; do
+  before=$(checkpoints)
   "$script" job.toml 2> "log-$life" &
   job=$!
   for _ in $(seq 600); do
-    if [ "$(grep -c '"event":"checkpoint_committed"' "$events" 2> /dev/null || true)" -ge "$life" ]; then break; fi
+    if [ "$(checkpoints)" -gt "$before" ]; then break; fi
     kill -0 "$job" 2> /dev/null || { cat "log-$life"; exit 1; }
     sleep 0.1
   done

@@ -142,3 +142,18 @@ fn a_job_set_ends_with_its_coordinator_and_restarts_nobody_for_a_worker() {
     let workers = &set["spec"]["replicatedJobs"][1]["template"]["spec"];
     assert_eq!((&workers["completions"], &workers["parallelism"]), (&3.into(), &3.into()));
 }
+
+#[test]
+fn the_overlay_s_job_set_is_what_is_rendered() {
+    let deployment = Deployment {
+        name: "musher".into(),
+        nodes: 2,
+        coordinator_image: "musher-coordinator".into(),
+        worker_image: "musher-worker".into(),
+        data_claim: DATA.into(),
+        tokens: TOKENS.into(),
+        ..deployment(8, Form::JobSet { queue: Some("gpus".into()) })
+    };
+    let kept = parse(include_str!("../../../deploy/k8s/overlays/jobset/jobset.yaml"));
+    assert_eq!(kept[..], [find(&parse(&deployment.render()), "JobSet", "musher").clone()]);
+}
