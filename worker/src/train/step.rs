@@ -206,6 +206,9 @@ impl Trainer {
         self.replica.zero_gradients()?;
         let loss_sum = Tensor::f_zeros([], (Kind::Double, self.replica.device()))?;
         let words = member.control.words(Step(0), false, &loss_sum)?;
+        if let Some(batch_norm) = &member.batch_norm {
+            batch_norm.warm_up(&words)?;
+        }
         let exchange = member.tensors();
         for (index, tensor) in (0..).zip(self.replica.bucket_gradients()?.iter().chain([&words])) {
             exchange.all_reduce(Tag::new(0, index, Phase::Warmup), tensor)?;

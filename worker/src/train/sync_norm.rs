@@ -35,6 +35,13 @@ impl SyncBatchNorm {
         Self(Arc::new(Mutex::new(Sums { exchange, board, step, waited, failure })))
     }
 
+    /// Sums some f64 numbers, for the exchange to be connected.
+    pub(super) fn warm_up(&self, numbers: &Tensor) -> Result<(), ExchangeError> {
+        let mut sums = self.lock();
+        sums.exchange.all_reduce(Tag::new(0, 0, Phase::Warmup), &numbers.f_detach_copy()?)?;
+        sums.exchange.wait()
+    }
+
     pub(super) fn begin(&self, step: Step) {
         let mut sums = self.lock();
         sums.step = step;
