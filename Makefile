@@ -8,7 +8,7 @@
 #   make soak [SEEDS=200000]  simulations with fresh seeds
 #   make compare [DATA=path] [SEEDS="1 2 3"]  pretrained against scratch; see tools/compare.sh
 #   make mutants              shows that each invariant of the simulation can fail
-#   make test-extra           checks against other libraries, at full size, and longer fuzzing
+#   make test-extra           checks with a browser, foreign clients, other libraries at full size, longer fuzzing
 #
 # The first two are quick the second time.
 
@@ -43,6 +43,7 @@ test: build
 MUSHER_ORACLE_PYTHON ?=
 
 test-extra: build
+	tools/extra/run.sh
 	MUSHER_FUZZ_CASES=1000000 cargo test --release --locked -p musher-weights --test fuzz
 ifeq ($(MUSHER_ORACLE_PYTHON),)
 	@echo "SKIPPED: full-size encoders against torchvision and Keras: set MUSHER_ORACLE_PYTHON to a Python that has them"

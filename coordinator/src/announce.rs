@@ -1,6 +1,6 @@
 //! The core's run events as `tracing` events: the names and fields of `events.jsonl`.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use musher_proto::{ids::Epoch, job::JobConfig};
 use tracing::{error, info, warn};
@@ -19,14 +19,22 @@ pub struct Announcer {
     run: String,
     job: JobConfig,
     bar: Progress,
-    /// Where workers join.
-    address: String,
+    addresses: Addresses,
     /// Where the resulting weights are, for the last event.
     weights: String,
     /// The epoch that the bar shows.
     bar_epoch: Option<Epoch>,
     /// Small shares are warned of once.
     warned: bool,
+}
+
+/// Where the coordinator listens.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// Workers and the command line.
+    pub grpc: SocketAddr,
+    /// URL of the page and metrics.
+    pub page: String,
 }
 
 macro_rules! event {
@@ -36,8 +44,8 @@ macro_rules! event {
 }
 
 impl Announcer {
-    pub fn new(run: String, job: JobConfig, bar: Progress, address: String, weights: String) -> Self {
-        Self { run, job, bar, address, weights, bar_epoch: None, warned: false }
+    pub fn new(run: String, job: JobConfig, bar: Progress, addresses: Addresses, weights: String) -> Self {
+        Self { run, job, bar, addresses, weights, bar_epoch: None, warned: false }
     }
 
     pub fn announce(&mut self, event: &RunEvent) {
@@ -52,7 +60,8 @@ impl Announcer {
                 epochs,
                 global_batch = self.job.train.global_batch,
                 seed = self.job.seed,
-                address = self.address,
+                address = %self.addresses.grpc,
+                page = self.addresses.page,
             ),
             RunEvent::CoordinatorRestarted { term } => {
                 event!(info, "coordinator_restarted", self, term = term.0)
@@ -64,7 +73,7 @@ impl Announcer {
                     self,
                     present = joined,
                     expected = wanted,
-                    address = self.address
+                    address = %self.addresses.grpc
                 )
             }
             RunEvent::WorkerJoined { worker, host, device } => {

@@ -5,6 +5,8 @@ pub mod announce;
 pub mod cli;
 pub mod compare;
 pub mod core;
+pub mod http;
+pub mod kube;
 pub mod run_dir;
 pub mod service;
 pub mod store;

@@ -57,10 +57,9 @@ impl RunDir {
     /// Creates the directory, or with `resume` opens that of an earlier coordinator.
     pub fn open(path: &Path, resume: bool) -> Result<Self, RunDirError> {
         let io = |source| RunDirError::Io { path: path.to_owned(), source };
-        let begun = path.join("state.json").exists();
         match resume {
             true if !path.is_dir() => return Err(RunDirError::NothingToResume(path.to_owned())),
-            false if begun => return Err(RunDirError::Exists(path.to_owned())),
+            false if Self::is_begun(path) => return Err(RunDirError::Exists(path.to_owned())),
             _ => fs::create_dir_all(path).map_err(io)?,
         }
         let lock = File::create(path.join("lock")).map_err(io)?;
@@ -68,6 +67,11 @@ impl RunDir {
             .map_err(|_| RunDirError::InUse(path.to_owned()))?;
         fs::create_dir_all(path.join("samples")).map_err(io)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Whether a run has left its state there.
+    pub fn is_begun(path: &Path) -> bool {
+        path.join("state.json").exists()
     }
 
     pub fn path(&self) -> &Path {
@@ -88,6 +92,10 @@ impl RunDir {
 
     pub fn samples(&self) -> PathBuf {
         self.path.join("samples")
+    }
+
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
     }
 
     pub fn checkpoints(&self, job: &JobConfig) -> Result<CheckpointStore, StoreError> {

@@ -1,4 +1,4 @@
-//! What a run says of itself: events in `events.jsonl`, lines on stderr, a progress bar.
+//! What a run says of itself: events in `events.jsonl`, lines on stderr, a progress bar, a feed.
 //!
 //! Owns the forms events take outside and where they go. What happens, and is worth saying, is said
 //! elsewhere, by tracing events of target [`EVENT_TARGET`] with an `event` field; all other tracing
@@ -6,9 +6,11 @@
 
 mod console;
 mod events_file;
+mod feed;
 mod pretty;
 mod progress;
 mod record;
+mod tensorboard;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,10 +22,12 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub use console::Console;
+pub use feed::{Curves, Feed, Said};
 pub use progress::Progress;
 
 use events_file::EventsFile;
 use record::Record;
+use tensorboard::TensorBoard;
 
 /// The target of the events that users and their tools may rely on.
 pub const EVENT_TARGET: &str = "musher::event";
@@ -44,6 +48,10 @@ pub struct TelemetryOptions {
     pub format: Option<LogFormat>,
     /// Events are appended here, whatever `RUST_LOG` says.
     pub events_file: Option<PathBuf>,
+    /// Hears the events, and first those that are in the file already.
+    pub feed: Option<Feed>,
+    /// A directory for TensorBoard.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// Why telemetry could not be set up.
@@ -51,6 +59,8 @@ pub struct TelemetryOptions {
 pub enum TelemetryError {
     #[error("cannot open {} for events: {source}; check the run directory", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
+    #[error("cannot write curves into {}: {source}; check the run directory", path.display())]
+    TensorBoard { path: PathBuf, source: io::Error },
     #[error("RUST_LOG is not a filter: {0}; write a level, or target=level, such as RUST_LOG=info")]
     Filter(#[from] FromEnvError),
     #[error("telemetry is already set up in this process; set it up once")]
@@ -61,11 +71,21 @@ pub enum TelemetryError {
 ///
 /// The console is where a [`Progress`] bar shows, between the lines.
 pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
+    if let (Some(feed), Some(path)) = (&options.feed, &options.events_file) {
+        feed.replay(path);
+    }
     let events = match options.events_file {
         None => None,
         Some(path) => match EventsFile::open(&path) {
             Ok(file) => Some(file),
             Err(source) => return Err(TelemetryError::EventsFile { path, source }),
+        },
+    };
+    let curves = match options.tensorboard {
+        None => None,
+        Some(path) => match TensorBoard::create(&path) {
+            Ok(curves) => Some(curves),
+            Err(source) => return Err(TelemetryError::TensorBoard { path, source }),
         },
     };
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).try_from_env();
@@ -75,18 +95,28 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
         Ok(filter) => filter,
     };
     let console = Console::stderr(options.format);
-    tracing::subscriber::set_global_default(subscriber(events, console.clone(), filter))?;
+    tracing::subscriber::set_global_default(
+        subscriber(events, options.feed, console.clone(), filter).with(curves.map(Recorder)),
+    )?;
     Ok(console)
+}
+
+/// A line of `events.jsonl` for people, with its end.
+pub fn pretty_line(fields: &serde_json::Map<String, serde_json::Value>, terminal: bool) -> String {
+    let paint = pretty::Paint::choose(terminal, std::env::var_os("NO_COLOR").as_deref());
+    pretty::line(&Record::from_object(fields), paint)
 }
 
 fn subscriber(
     events: Option<EventsFile>,
+    feed: Option<Feed>,
     console: Console,
     filter: EnvFilter,
 ) -> impl Subscriber + Send + Sync {
-    let events_only = filter_fn(|metadata| metadata.target() == EVENT_TARGET);
+    let events_only = || filter_fn(|metadata| metadata.target() == EVENT_TARGET);
     Registry::default()
-        .with(events.map(|file| Recorder(file).with_filter(events_only)))
+        .with(events.map(|file| Recorder(file).with_filter(events_only())))
+        .with(feed.map(|feed| Recorder(feed).with_filter(events_only())))
         .with(Recorder(console).with_filter(filter))
 }
 

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, net::SocketAddr, path::Path, sync::OnceLock};
+use std::{fs, net::SocketAddr, path::Path, sync::OnceLock, time::Duration};
 
 use musher_coordinator::{
-    announce::Announcer,
+    announce::{Addresses, Announcer},
     core::{Origin, Outcome, Status, Stopped},
     run_dir::{self, RunDir, RunDirError},
-    service::Service,
+    service::{Access, Door, Service},
     store::CheckpointStore,
     telemetry::{self, Console, LogFormat, Progress, TelemetryOptions},
 };
@@ -52,8 +52,13 @@ fn telemetry() -> &'static (TempDir, Console) {
     TELEMETRY.get_or_init(|| {
         let dir = TempDir::new().unwrap();
         let events_file = Some(dir.path().join("events.jsonl"));
-        let console =
-            telemetry::init(TelemetryOptions { format: Some(LogFormat::Json), events_file }).unwrap();
+        let console = telemetry::init(TelemetryOptions {
+            format: Some(LogFormat::Json),
+            events_file,
+            feed: None,
+            tensorboard: None,
+        })
+        .unwrap();
         (dir, console)
     })
 }
@@ -82,11 +87,17 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let bar = Progress::new(&telemetry().1);
-        let announcer =
-            Announcer::new(job.name.clone(), job.clone(), bar, address.to_string(), "best".into());
+        let announcer = Announcer::new(
+            job.name.clone(),
+            job.clone(),
+            bar,
+            Addresses { grpc: address, page: String::new() },
+            "best".into(),
+        );
         let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
         let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
-        let service = Service { run_dir, store, job, origin, announcer };
+        let door = Door::new(None, Access::default(), 64, Duration::from_secs(30));
+        let service = Service { run_dir, store, job, origin, announcer, door };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })
     }

@@ -56,6 +56,8 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
                 loss: m.loss,
                 images_per_second: m.images_per_second,
                 step_ms: m.step_ms,
+                data_wait_ms: m.waits.data_ms,
+                peers_wait_ms: m.waits.peers_ms,
                 steps_skipped: m.steps_skipped,
             }),
             FromWorker::SegmentFinished(m) => Body::SegmentFinished(wire::SegmentFinished {
@@ -133,6 +135,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 loss: m.loss,
                 images_per_second: m.images_per_second,
                 step_ms: m.step_ms,
+                waits: domain::StepWaits { data_ms: m.data_wait_ms, peers_ms: m.peers_wait_ms },
                 steps_skipped: m.steps_skipped,
             }),
             Body::SegmentFinished(m) => FromWorker::SegmentFinished(domain::SegmentFinished {
@@ -493,6 +496,7 @@ mod tests {
                 loss: 0.75,
                 images_per_second: 10.5,
                 step_ms: 80.0,
+                waits: domain::StepWaits { data_ms: 0.5, peers_ms: 3.0 },
                 steps_skipped: 1,
             }),
             FromWorker::SegmentFinished(domain::SegmentFinished {

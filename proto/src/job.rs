@@ -299,6 +299,21 @@ pub struct Server {
     /// Address of the status page and metrics; port 0: any free one.
     #[serde(deserialize_with = "address")]
     pub http: SocketAddr,
+    /// Address of plain `/livez` and `/readyz`, for an orchestrator's probes, which carry no credentials;
+    /// empty: none.
+    #[serde(with = "optional_address")]
+    pub probes: Option<SocketAddr>,
+    /// The coordinator's certificate and its chain, a PEM file; with `tls_key` and `tls_client_ca`, gRPC is
+    /// mutual TLS.
+    pub tls_cert: String,
+    /// Its private key, a PEM file.
+    pub tls_key: String,
+    /// Certificate of the authority that workers' and operators' certificates come from, a PEM file.
+    pub tls_client_ca: String,
+    /// File with the token that workers must show.
+    pub join_token_file: String,
+    /// File with the token that operators may show.
+    pub operator_token_file: String,
     /// Seconds to wait at the end for workers that have not heard of it yet.
     pub linger_s: f64,
 }
@@ -487,6 +502,12 @@ impl Default for Server {
         Self {
             grpc: SocketAddr::from(([127, 0, 0, 1], 7400)),
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            probes: None,
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            tls_client_ca: String::new(),
+            join_token_file: String::new(),
+            operator_token_file: String::new(),
             linger_s: 5.0,
         }
     }
@@ -509,11 +530,34 @@ fn local_path(place: &str) -> PathBuf {
 
 fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
+    parse_address(&text)
+}
+
+fn parse_address<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
     text.parse().map_err(|_| {
-        serde::de::Error::custom(format!(
+        E::custom(format!(
             "\"{text}\" is not an address; write an IP address and a port, such as 127.0.0.1:7400"
         ))
     })
+}
+
+/// An address, or an empty string for none.
+mod optional_address {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(
+        address: &Option<SocketAddr>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&address.map(|address| address.to_string()).unwrap_or_default())
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { parse_address(&text).map(Some) }
+    }
 }
 
 #[cfg(test)]

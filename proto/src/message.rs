@@ -138,8 +138,18 @@ pub struct Progress {
     pub images_per_second: f64,
     /// This rank's median step, waiting for peers not counted.
     pub step_ms: f64,
+    pub waits: StepWaits,
     /// Steps with a non-finite gradient in this epoch.
     pub steps_skipped: u64,
+}
+
+/// What a step spends on waiting, in milliseconds: means over this rank's last steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepWaits {
+    /// For the loader.
+    pub data_ms: f64,
+    /// For sums over the ranks, as far as the backward pass does not hide them.
+    pub peers_ms: f64,
 }
 
 /// A rank that waits for its peers is never the one that holds the team up.

@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod data;
 pub mod faults;
 pub mod history;
+pub mod http;
 pub mod job;
 pub mod network;
 pub mod process;

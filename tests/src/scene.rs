@@ -101,6 +101,11 @@ impl Scene {
         self.join_on(&Host::default(), &run.address(), name, args)
     }
 
+    /// One that may fail to get in, at this URL.
+    pub fn join_at(&self, url: &str, name: &str, args: &[&str]) -> Process {
+        self.join_on(&Host::default(), url, name, args)
+    }
+
     pub fn join_on(&self, host: &Host, url: &str, name: &str, args: &[&str]) -> Process {
         let fixed = ["join", url, "--name", name, "--threads", "1", "--log-format", "json"];
         let command = self.command(&binaries::musher_worker(), &[&fixed, args].concat());

@@ -5,7 +5,6 @@ mod predict;
 mod pretrain;
 
 use std::{
-    ffi::OsString,
     io::IsTerminal,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
@@ -15,6 +14,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use musher_launcher::RestartPolicy;
 use musher_proto::ids::WorkerId;
+use musher_security::{Credentials, CredentialsArgs};
 use musher_session::{Exit, Identity};
 use rustix::process::Pid;
 use tracing_subscriber::EnvFilter;
@@ -100,6 +100,8 @@ struct Join {
     /// End when this process, the one that started it, is gone
     #[arg(long, value_name = "PID")]
     parent: Option<i32>,
+    #[command(flatten)]
+    credentials: CredentialsArgs,
     /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
@@ -148,25 +150,24 @@ impl Join {
     }
 
     fn run(mut self) -> anyhow::Result<Exit> {
-        if !self.url.contains("://") {
-            self.url = format!("http://{}", self.url);
-        }
+        let credentials = self.credentials.clone().read("MUSHER_JOIN_TOKEN")?;
+        self.url = credentials.url(&self.url);
         match self.workers_per_node {
             Some(workers) => {
                 init_log(self.log_format, "info");
                 let count = workers.count(self.device);
-                self.run_node(count)
+                self.run_node(count, credentials)
             }
             None => {
                 // The run's events are the coordinator's to tell; a worker says only what went wrong with
                 // itself.
                 init_log(self.log_format, "warn");
-                self.run_worker()
+                self.run_worker(credentials)
             }
         }
     }
 
-    fn run_node(self, count: u32) -> anyhow::Result<Exit> {
+    fn run_node(self, count: u32, credentials: Credentials) -> anyhow::Result<Exit> {
         if let Some(address) = self.advertise
             && address.port() != 0
             && count > 1
@@ -182,7 +183,7 @@ impl Join {
             let what = format!("--device cuda:{index}: {count} workers can't share a GPU; give cuda\n");
             Command::command().error(ErrorKind::ArgumentConflict, what).exit();
         }
-        let mut flags: Vec<OsString> = Vec::new();
+        let mut flags = self.credentials.to_flags();
         let mut flag = |name: &str, value: String| flags.extend([name.into(), value.into()]);
         flag("--device", self.device.to_string());
         if let Some(root) = self.data_root {
@@ -196,6 +197,7 @@ impl Join {
         }
         let node = Node {
             url: self.url,
+            credentials,
             count,
             name: self.name,
             threads: self.threads,
@@ -206,7 +208,7 @@ impl Join {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(node.run())
     }
 
-    fn run_worker(self) -> anyhow::Result<Exit> {
+    fn run_worker(self, credentials: Credentials) -> anyhow::Result<Exit> {
         let device = match self.device.find(self.local_rank) {
             Ok(found) => found,
             // Another start would find the same.
@@ -226,7 +228,8 @@ impl Join {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let exit = runtime.block_on(async {
             let connect_timeout = Duration::from_secs(self.connect_timeout_s);
-            let channel = connection::connect(&url, connect_timeout, Keepalive::default()).await?;
+            let channel =
+                connection::connect(&url, &credentials, connect_timeout, Keepalive::default()).await?;
             let ring_address = match self.advertise {
                 Some(address) => address,
                 None => (connection::local_address_towards(&url)?, 0).into(),
@@ -235,6 +238,7 @@ impl Join {
                 identity,
                 url,
                 channel,
+                credentials,
                 connect_timeout,
                 parent: self.parent.and_then(Pid::from_raw),
                 ring_address,

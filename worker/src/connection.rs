@@ -6,8 +6,9 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use musher_security::{Credentials, Link, broken_trust};
 use tokio::time;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tracing::debug;
 
 /// Between two attempts to reach a coordinator that is not there yet.
@@ -35,18 +36,29 @@ impl Keepalive {
 }
 
 /// Connects, waiting up to `patience` for the coordinator to come up.
-pub async fn connect(url: &str, patience: Duration, keepalive: Keepalive) -> anyhow::Result<Channel> {
+///
+/// One that can't be trusted is not waited for.
+pub async fn connect(
+    url: &str,
+    credentials: &Credentials,
+    patience: Duration,
+    keepalive: Keepalive,
+) -> anyhow::Result<Link> {
     let endpoint = Endpoint::new(url.to_owned())
         .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(keepalive.interval)
         .keep_alive_timeout(keepalive.timeout);
+    let endpoint = credentials.apply(endpoint)?;
     let deadline = Instant::now() + patience;
     loop {
         match endpoint.connect().await {
-            Ok(channel) => return Ok(channel),
-            Err(error) if Instant::now() >= deadline => {
+            Ok(channel) => return Ok(credentials.link(channel)),
+            Err(error) if Instant::now() >= deadline || broken_trust(&error).is_some() => {
+                if let Some(reason) = broken_trust(&error) {
+                    return Err(anyhow!("{url}: {reason}"));
+                }
                 let cause = anyhow!(error);
                 return Err(anyhow!(
                     "no coordinator answered at {url} for {} s ({}): start it, or correct the address",

@@ -5,6 +5,7 @@ use std::{env, ffi::OsString, num::NonZeroU32, path::Path, str::FromStr, time::D
 
 use anyhow::Context;
 use musher_launcher::{Ending, RestartPolicy, Team, WorkerCommand, visible_gpus};
+use musher_security::Credentials;
 use musher_session::Exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -53,6 +54,7 @@ impl WorkersPerNode {
 /// The workers to start.
 pub struct Node {
     pub url: String,
+    pub credentials: Credentials,
     pub count: u32,
     /// Of all workers, or of the only one.
     pub name: Option<String>,
@@ -69,7 +71,7 @@ impl Node {
     /// Runs the workers until the run, or each worker's part in it, is over.
     pub async fn run(self) -> anyhow::Result<Exit> {
         // Else each of them would find out, and be started again for it.
-        connection::connect(&self.url, self.connect_timeout, Keepalive::default()).await?;
+        connection::connect(&self.url, &self.credentials, self.connect_timeout, Keepalive::default()).await?;
         let default = RestartPolicy::default();
         let policy = RestartPolicy {
             limit: self.max_restarts,

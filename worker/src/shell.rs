@@ -17,6 +17,7 @@ use musher_proto::{
     message::{DataFacts, DataWarning, Failed, Fenced, FromWorker, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
+use musher_security::{Credentials, Link as CoordinatorLink, fault};
 use musher_session::{Command, Exit, Identity, Input, Output, Report, Session};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use tokio::{
@@ -25,7 +26,7 @@ use tokio::{
     task, time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 use tracing::{info, warn};
 
 use crate::{
@@ -57,7 +58,8 @@ pub struct Options {
     pub identity: Identity,
     /// The coordinator.
     pub url: String,
-    pub channel: Channel,
+    pub channel: CoordinatorLink,
+    pub credentials: Credentials,
     /// How long a coordinator is looked for that has not given its job yet.
     pub connect_timeout: Duration,
     /// The process that started this one, with which it is to end.
@@ -160,7 +162,7 @@ struct Link {
 }
 
 impl Link {
-    fn open(channel: Channel, inputs: mpsc::Sender<Input>) -> Self {
+    fn open(channel: CoordinatorLink, inputs: mpsc::Sender<Input>) -> Self {
         let (outgoing, outbox) = mpsc::channel(OUTBOX);
         Self { outgoing, reader: task::spawn(read(channel, outbox, inputs)) }
     }
@@ -168,17 +170,22 @@ impl Link {
 
 /// Carries the coordinator's messages to the session until the stream ends. It opens once the first
 /// message is in the outbox.
-async fn read(channel: Channel, outbox: mpsc::Receiver<wire::WorkerMessage>, inputs: mpsc::Sender<Input>) {
+async fn read(
+    channel: CoordinatorLink,
+    outbox: mpsc::Receiver<wire::WorkerMessage>,
+    inputs: mpsc::Sender<Input>,
+) {
     let opened = TrainingClient::new(channel).session(ReceiverStream::new(outbox)).await;
     let mut inbound = match opened {
         Ok(response) => response.into_inner(),
         Err(status) => {
-            let reason = format!("it took no session: {}", status.message());
+            let reason = format!("it took no session: {}", fault(&status));
             let input = match status.code() {
                 Code::Unimplemented => Input::NoCoordinator {
                     reason: "what answers at this address is no coordinator of Musher: correct the address"
                         .into(),
                 },
+                Code::Unauthenticated | Code::PermissionDenied => Input::NoCoordinator { reason },
                 _ => Input::Disconnected { reason },
             };
             let _ = inputs.send(input).await;
@@ -214,7 +221,7 @@ struct Shell {
     link: Link,
     inputs: mpsc::Sender<Input>,
     /// Where attempts to reach the coordinator again end.
-    connections: mpsc::Sender<anyhow::Result<Channel>>,
+    connections: mpsc::Sender<anyhow::Result<CoordinatorLink>>,
     /// Of the connections after the first, which was made before the job was known.
     keepalive: Keepalive,
     /// How long a lost coordinator is waited for.
@@ -281,13 +288,13 @@ impl Shell {
         let lost_at = *self.lost_at.get_or_insert_with(Instant::now);
         let left = self.patience.saturating_sub(lost_at.elapsed());
         let (url, keepalive, patience) = (self.options.url.clone(), self.keepalive, self.patience);
-        let connections = self.connections.clone();
+        let (connections, credentials) = (self.connections.clone(), self.options.credentials.clone());
         task::spawn(async move {
             // One that ends each stream at once is not to be rushed, nor to be tried for ever.
             time::sleep(connection::RETRY).await;
             let connected = match left.is_zero() {
                 true => Err(anyhow!("{url} answers, and for {:.0} s {reason}", patience.as_secs_f64())),
-                false => connection::connect(&url, left, keepalive).await,
+                false => connection::connect(&url, &credentials, left, keepalive).await,
             };
             let _ = connections.send(connected).await;
         });
@@ -348,7 +355,7 @@ impl Shell {
         self.time_to_leave = Duration::from_secs_f64(STEP_TIMEOUTS_TO_LEAVE * cluster.step_timeout_s);
     }
 
-    fn connected(&mut self, channel: anyhow::Result<Channel>) -> Input {
+    fn connected(&mut self, channel: anyhow::Result<CoordinatorLink>) -> Input {
         match channel {
             Ok(channel) => {
                 self.options.channel = channel.clone();

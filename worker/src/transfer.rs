@@ -7,8 +7,9 @@ use musher_proto::{
     message::{PartHeader, PartKind},
     wire::{self, checkpoints_client::CheckpointsClient, upload_chunk::Body},
 };
+use musher_security::Link;
 use tokio_stream as stream;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use crate::train::Snapshot;
 
@@ -16,7 +17,7 @@ const CHUNK: usize = 1 << 20;
 
 /// Uploads a slice of the state, and the weights file where there is one.
 pub async fn upload(
-    channel: Channel,
+    channel: Link,
     term: Term,
     worker: WorkerId,
     checkpoint: CheckpointId,
@@ -45,7 +46,7 @@ pub async fn upload(
 }
 
 async fn send(
-    client: &mut CheckpointsClient<Channel>,
+    client: &mut CheckpointsClient<Link>,
     header: PartHeader,
     bytes: Vec<u8>,
 ) -> Result<(), Status> {
@@ -61,11 +62,7 @@ async fn send(
 
 /// Hands a checkpoint's bytes to the training thread as they come; the last item is the error that cut
 /// them short, if one did.
-pub async fn download(
-    channel: Channel,
-    checkpoint: CheckpointId,
-    chunks: SyncSender<Result<Vec<u8>, String>>,
-) {
+pub async fn download(channel: Link, checkpoint: CheckpointId, chunks: SyncSender<Result<Vec<u8>, String>>) {
     let mut client = CheckpointsClient::new(channel);
     let request = wire::DownloadRequest { checkpoint: checkpoint.0 };
     let hand_over = |chunk| tokio::task::block_in_place(|| chunks.send(chunk)).is_ok();

@@ -7,6 +7,7 @@ use clap::Args;
 use musher_dataset::{Dataset, DatasetError, Source};
 use musher_launcher::{RestartPolicy, visible_gpus};
 use musher_proto::job;
+use musher_security::CredentialsArgs;
 use tracing::warn;
 
 use super::{Exit, Failure, JobArgs, run, runtime, usage, workers};
@@ -25,11 +26,23 @@ pub struct Launch {
     /// Restarts in a row before a worker that keeps dying is given up
     #[arg(long, value_name = "N", default_value_t = RestartPolicy::default().limit)]
     max_restarts: u32,
+    /// What the workers show.
+    #[command(flatten)]
+    credentials: CredentialsArgs,
 }
 
 impl Launch {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let mut job = run::load_job(&self.job)?;
+        let mut credentials = self.credentials;
+        if credentials.token_file.is_none() && !job.server.join_token_file.is_empty() {
+            credentials.token_file = Some((&job.server.join_token_file).into());
+        }
+        if !job.server.tls_cert.is_empty() && credentials.tls_ca.is_none() {
+            return Err(usage(anyhow!(
+                "the workers need certificates for this job's TLS: give --tls-ca, --tls-cert and --tls-key"
+            )));
+        }
         let wanted = self.workers.or(Some(job.cluster.workers).filter(|&workers| workers > 0));
         if wanted == Some(0) {
             return Err(usage(anyhow!(
@@ -54,7 +67,11 @@ impl Launch {
             let count = if prepared.is_finished() { 0 } else { count };
             let (team, farewell) = workers::LocalWorkers::start(&workers::Plan {
                 program,
-                coordinator: prepared.address(),
+                coordinator: credentials
+                    .clone()
+                    .read("MUSHER_JOIN_TOKEN")?
+                    .url(&prepared.address().to_string()),
+                credentials: credentials.to_flags(),
                 count,
                 device,
                 threads: self.threads.map_or_else(|| workers::shared_cores(count), NonZeroUsize::get),

@@ -1,11 +1,16 @@
 //! The command line: one command a file, one sentence for what goes wrong.
 
+mod access;
+mod certs;
 mod compare;
 mod data;
+mod kube;
 mod launch;
+mod logs;
 mod remote;
 mod run;
 mod serve;
+mod shell;
 mod workers;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -30,12 +35,24 @@ enum Subcommands {
     Serve(serve::Serve),
     /// Show what a run is doing
     Status(remote::Status),
+    /// Show what happened in a run
+    Logs(logs::Logs),
     /// End a run after a checkpoint, so that it can be resumed
     Stop(remote::Stop),
     /// Let one worker go between two steps; no step is lost
     Drain(remote::Drain),
     /// Draw the curves of runs beside each other, and print their figures
     Compare(compare::Compare),
+    /// Write manifests for Kubernetes
+    #[command(subcommand)]
+    Kube(kube::Kube),
+    /// Make certificates to try mutual TLS with
+    Certs(certs::Certs),
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(shell::Man),
     /// Check a data set, or draw a synthetic one
     #[command(subcommand)]
     Data(data::Data),
@@ -52,6 +69,9 @@ struct JobArgs {
     /// Continue the run from its newest complete checkpoint
     #[arg(long)]
     resume: bool,
+    /// Continue the run if there is one, else start it
+    #[arg(long, conflicts_with = "resume")]
+    resume_or_start: bool,
     /// Where the run keeps its events, checkpoints and results [default: runs/<name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -61,6 +81,9 @@ struct JobArgs {
     /// Form of the log on stderr [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_enum)]
     log_format: Option<Format>,
+    /// Listen to other machines also where nothing keeps strangers out
+    #[arg(long)]
+    insecure: bool,
     /// Print the resolved job and exit
     #[arg(long)]
     dry_run: bool,
@@ -119,6 +142,11 @@ impl Command {
             Subcommands::Stop(stop) => stop.run(),
             Subcommands::Drain(drain) => drain.run(),
             Subcommands::Compare(compare) => compare.run(),
+            Subcommands::Logs(logs) => logs.run(),
+            Subcommands::Completions(completions) => completions.run(),
+            Subcommands::Man(man) => man.run(),
+            Subcommands::Kube(kube) => kube.run(),
+            Subcommands::Certs(certs) => certs.run(),
             Subcommands::Data(data) => data.run(),
         };
         let exit = result.unwrap_or_else(|failure| {

@@ -1,13 +1,25 @@
 //! `musher status` and `musher stop`: commands that ask a running coordinator.
 
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
 use anyhow::{Context, anyhow};
 use clap::Args;
 use musher_proto::wire::{
     DrainRequest, StatusReply, StatusRequest, StopRequest, control_client::ControlClient,
 };
-use tonic::transport::{Channel, Endpoint};
+use musher_security::{CredentialsArgs, Link, broken_trust, fault};
+use tokio::time;
+use tonic::transport::Endpoint;
 
 use super::{Exit, Failure, runtime};
+
+/// Between two looks.
+const WATCH: Duration = Duration::from_secs(1);
+/// Empties a terminal's screen and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Debug, Args)]
 pub struct Status {
@@ -16,12 +28,19 @@ pub struct Status {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Look again every second, until the run ends
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    credentials: CredentialsArgs,
 }
 
 #[derive(Debug, Args)]
 pub struct Stop {
     /// The coordinator, for example http://127.0.0.1:7400
     url: String,
+    #[command(flatten)]
+    credentials: CredentialsArgs,
 }
 
 #[derive(Debug, Args)]
@@ -30,25 +49,41 @@ pub struct Drain {
     url: String,
     /// The worker's name, as `musher status` shows it
     worker: String,
+    #[command(flatten)]
+    credentials: CredentialsArgs,
 }
 
 impl Status {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let status = runtime()?.block_on(async {
-            let mut control = connect(&self.url).await?;
-            anyhow::Ok(control.status(StatusRequest {}).await?.into_inner())
+        runtime()?.block_on(async {
+            let mut control = connect(&self.url, self.credentials).await?;
+            let mut seen = false;
+            loop {
+                let status = match control.status(StatusRequest {}).await {
+                    Ok(status) => status.into_inner(),
+                    // The run ended while we looked.
+                    Err(_) if seen => return anyhow::Ok(()),
+                    Err(status) => return Err(refused(status)),
+                };
+                let text = if self.json { format!("{}\n", as_json(&status)) } else { as_text(&status) };
+                let fresh = if self.watch && !self.json && io::stdout().is_terminal() { CLEAR } else { "" };
+                if write!(io::stdout(), "{fresh}{text}").is_err() || !self.watch {
+                    return Ok(()); // or nobody reads any more
+                }
+                seen = true;
+                time::sleep(WATCH).await;
+            }
         })?;
-        match self.json {
-            true => println!("{}", as_json(&status)),
-            false => print!("{}", as_text(&status)),
-        }
         Ok(Exit::Finished)
     }
 }
 
 impl Stop {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        runtime()?.block_on(async { anyhow::Ok(connect(&self.url).await?.stop(StopRequest {}).await?) })?;
+        runtime()?.block_on(async {
+            let mut control = connect(&self.url, self.credentials).await?;
+            control.stop(StopRequest {}).await.map_err(refused)
+        })?;
         println!("the run ends after a checkpoint; continue it with --resume");
         Ok(Exit::Finished)
     }
@@ -56,27 +91,33 @@ impl Stop {
 
 impl Drain {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        let Drain { url, worker } = self;
+        let Drain { url, worker, credentials } = self;
         let request = DrainRequest { worker: worker.clone() };
-        runtime()?.block_on(async {
-            let reply = connect(&url).await?.drain(request).await;
-            reply.map_err(|status| anyhow::anyhow!("{}", status.message()))
-        })?;
+        runtime()?
+            .block_on(async { connect(&url, credentials).await?.drain(request).await.map_err(refused) })?;
         println!("worker {worker} leaves between two steps, and exits with 75");
         Ok(Exit::Finished)
     }
 }
 
-async fn connect(url: &str) -> anyhow::Result<ControlClient<Channel>> {
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+fn refused(status: tonic::Status) -> anyhow::Error {
+    anyhow!("{}", fault(&status))
+}
+
+async fn connect(url: &str, credentials: CredentialsArgs) -> anyhow::Result<ControlClient<Link>> {
+    let credentials = credentials.read("MUSHER_OPERATOR_TOKEN")?;
+    let url = credentials.url(url);
     let endpoint = Endpoint::new(url.clone())
         .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
-    let channel = endpoint.connect().await.map_err(|error| {
+    let channel = credentials.apply(endpoint)?.connect().await.map_err(|error| {
+        if let Some(reason) = broken_trust(&error) {
+            return anyhow!("{url}: {reason}");
+        }
         let cause = anyhow::Error::from(error);
         let cause = cause.root_cause();
         anyhow!("no coordinator answers at {url} ({cause}): is the run going on, and the address right?")
     })?;
-    Ok(ControlClient::new(channel))
+    Ok(ControlClient::new(credentials.link(channel)))
 }
 
 fn as_json(status: &StatusReply) -> serde_json::Value {

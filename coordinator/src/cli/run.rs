@@ -8,21 +8,25 @@ use serde_json::json;
 use tokio::{net::TcpListener, signal::unix};
 use tracing::{info, warn};
 
-use super::{Exit, Failure, JobArgs, usage};
+use super::{Exit, Failure, JobArgs, access, usage};
 use crate::{
-    announce::{Announcer, status_name, stopped_name},
+    announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
+    http::{self, Guard, Site},
     run_dir::{self, RunDir},
     service::{Handle, Service},
-    telemetry::{self, Progress, TelemetryOptions},
+    telemetry::{self, Feed, Progress, TelemetryOptions},
 };
 
 pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
-    let name = args.job.display().to_string();
-    let text = fs::read_to_string(&args.job)
-        .with_context(|| format!("cannot read the job file {name}"))
-        .map_err(usage)?;
-    job::load(&text, &name, &args.overrides).map_err(usage)
+    let text = read_job(&args.job)?;
+    job::load(&text, &args.job.display().to_string(), &args.overrides).map_err(usage)
+}
+
+pub(super) fn read_job(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file)
+        .with_context(|| format!("cannot read the job file {}", file.display()))
+        .map_err(usage)
 }
 
 /// A run that is about to begin: its directory is ours, its port is bound, its log is open.
@@ -30,8 +34,17 @@ pub(super) struct Prepared {
     service: Service,
     listener: TcpListener,
     address: SocketAddr,
+    watched: Watched,
     result_weights: String,
     json: bool,
+}
+
+/// Where the run can be looked at.
+struct Watched {
+    site: TcpListener,
+    guard: Guard,
+    probes: Option<TcpListener>,
+    feed: Feed,
 }
 
 /// The workers of a run that is resumed.
@@ -48,25 +61,29 @@ pub(super) async fn prepare(
     job: JobConfig,
     former_team: FormerTeam,
 ) -> Result<Prepared, Failure> {
-    let listener = TcpListener::bind(job.server.grpc)
-        .await
-        .with_context(|| {
-            format!(
-                "cannot listen on {}: give another address with --set server.grpc=HOST:PORT, port 0 for any",
-                job.server.grpc
-            )
-        })
-        .map_err(usage)?;
+    let door = access::door(&job, args.insecure)?;
+    let guard = access::guard(&job.server, &door, args.insecure)?;
+    let listener = bind("server.grpc", job.server.grpc).await?;
     let address = listener.local_addr()?;
-    let run_dir =
-        RunDir::open(&args.run_dir.clone().unwrap_or_else(|| job.run_dir()), args.resume).map_err(usage)?;
+    let site = bind("server.http", job.server.http).await?;
+    let probes = match job.server.probes {
+        Some(address) => Some(bind("server.probes", address).await?),
+        None => None,
+    };
+    let feed = Feed::default();
+    let run_dir = args.run_dir.clone().unwrap_or_else(|| job.run_dir());
+    let resume = args.resume || args.resume_or_start && RunDir::is_begun(&run_dir);
+    let run_dir = RunDir::open(&run_dir, resume).map_err(usage)?;
     let console = telemetry::init(TelemetryOptions {
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),
+        feed: Some(feed.clone()),
+        tensorboard: Some(run_dir.tensorboard()),
     })?;
+    access::caution(&job.server, &door, &guard);
     let store = run_dir.checkpoints(&job).map_err(usage)?;
     let mut state = run_dir.next_state().map_err(usage)?;
-    let resumed = match args.resume {
+    let resumed = match resume {
         true => run_dir::resume_point(&store, &job, &mut state).map_err(usage)?,
         false => None,
     };
@@ -79,7 +96,7 @@ pub(super) async fn prepare(
         job.name.clone(),
         job.clone(),
         Progress::new(&console),
-        address.to_string(),
+        Addresses { grpc: address, page: guard.url(site.local_addr()?) },
         result_weights.clone(),
     );
     let origin = Origin {
@@ -90,8 +107,18 @@ pub(super) async fn prepare(
         entropy: rand::random(),
         listen: former_team == FormerTeam::MayLive,
     };
-    let service = Service { run_dir, store, job, origin, announcer };
-    Ok(Prepared { service, listener, address, result_weights, json: args.json })
+    let service = Service { run_dir, store, job, origin, announcer, door };
+    let watched = Watched { site, guard, probes, feed };
+    Ok(Prepared { service, listener, address, watched, result_weights, json: args.json })
+}
+
+async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let why = |error| {
+        anyhow!(
+            "cannot listen on {address}: {error}; give another address with --set {key}=HOST:PORT, port 0 for any"
+        )
+    };
+    TcpListener::bind(address).await.map_err(|error| usage(why(error)))
 }
 
 impl Prepared {
@@ -110,10 +137,17 @@ impl Prepared {
         self,
         alongside: impl FnOnce(Handle) -> F,
     ) -> Result<Exit, Failure> {
-        let Prepared { service, listener, result_weights, json, .. } = self;
+        let Prepared { service, listener, watched, result_weights, json, .. } = self;
+        let (metrics, monitor) = (service.door.metrics.clone(), service.job.early_stopping.monitor);
+        let samples = service.run_dir.samples();
         let outcome = service
             .run(listener, |handle| {
                 tokio::spawn(forward_signals(handle.clone()));
+                if let Some(probes) = watched.probes {
+                    tokio::spawn(http::serve_probes(probes, handle.clone()));
+                }
+                let site = Site { handle: handle.clone(), feed: watched.feed, metrics, monitor, samples };
+                tokio::spawn(site.serve(watched.site, watched.guard));
                 tokio::spawn(alongside(handle));
             })
             .await?;

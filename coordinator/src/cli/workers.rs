@@ -1,6 +1,6 @@
 //! The worker processes that `musher launch` starts and watches.
 
-use std::{env, net::SocketAddr, path::PathBuf, thread, time::Duration};
+use std::{env, ffi::OsString, path::PathBuf, thread, time::Duration};
 
 use anyhow::anyhow;
 use musher_launcher::{RestartPolicy, Team, WorkerCommand};
@@ -27,7 +27,10 @@ pub(super) fn find_program() -> anyhow::Result<PathBuf> {
 /// Which workers to start.
 pub(super) struct Plan {
     pub program: PathBuf,
-    pub coordinator: SocketAddr,
+    /// Its URL.
+    pub coordinator: String,
+    /// Flags that say what the workers show.
+    pub credentials: Vec<OsString>,
     pub count: u32,
     /// What each is told to train on.
     pub device: &'static str,
@@ -103,7 +106,7 @@ impl Plan {
     fn command(&self, index: u32) -> WorkerCommand {
         let mut args = vec![
             "join".to_owned(),
-            format!("http://{}", self.coordinator),
+            self.coordinator.clone(),
             "--local-rank".to_owned(),
             index.to_string(),
             "--threads".to_owned(),
@@ -121,7 +124,7 @@ impl Plan {
             };
             args.extend(["--log-format".to_owned(), name.to_owned()]);
         }
-        let args = args.into_iter().map(Into::into).collect();
+        let args = args.into_iter().map(Into::into).chain(self.credentials.iter().cloned()).collect();
         WorkerCommand { program: self.program.clone(), args, name: index.to_string() }
     }
 }

@@ -39,13 +39,15 @@ use musher_proto::{
 };
 
 use checkpointing::OpenCheckpoint;
+pub use early_stopping::Best;
 pub use effects::{
     Action, Commit, Event, Fences, Outcome, OwedSave, Position, RunEvent, RunProgress, RunState, Status,
     Stopped, Time,
 };
-use reasons::{AbortCause, Departure, Wait};
+use reasons::Wait;
+pub use reasons::{AbortCause, Departure};
 use roster::{Peer, Peers, Replies, Suspect, Team};
-pub use status::{PeerStatus, RunStatus};
+pub use status::{Health, PeerStatus, RunStatus};
 
 /// What a coordinator starts from.
 #[derive(Clone, Debug)]

@@ -27,6 +27,10 @@ pub struct Slowness {
 }
 
 impl Slowness {
+    pub fn is_named(&self) -> bool {
+        self.named
+    }
+
     /// Takes a report of a step's time beside the others' median; whether it is to be named now.
     fn report(&mut self, step_ms: f64, median_ms: f64) -> bool {
         if step_ms < median_ms * WELL + NOISE {

@@ -37,6 +37,19 @@ pub struct PeerStatus {
     /// Since its last sign of progress in that.
     pub doing_for: Duration,
     pub silent: Duration,
+    pub health: Health,
+}
+
+/// How well a worker keeps up with its team.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Well,
+    /// Named by `worker_slow`, and not well since.
+    Slow,
+    /// Its stream broke; it may come back.
+    Suspect,
+    /// Put out for a while.
+    Benched,
 }
 
 impl RunStatus {
@@ -89,9 +102,19 @@ impl Core {
                         now.saturating_sub(began)
                     }),
                     silent: now.saturating_sub(peer.heard),
+                    health: health(peer),
                 })
                 .collect(),
         }
+    }
+}
+
+fn health(peer: &Peer) -> Health {
+    match peer {
+        Peer { suspect: Some(_), .. } => Health::Suspect,
+        Peer { benched: Some(_), .. } => Health::Benched,
+        Peer { slow, .. } if slow.is_named() => Health::Slow,
+        _ => Health::Well,
     }
 }
 

@@ -16,6 +16,7 @@ use super::{Handle, Input, checkpoints::Uploads, sessions::Outbox};
 use crate::{
     announce::Announcer,
     core::{Action, Core, Event, Outcome, Time},
+    http::metrics::Metrics,
     run_dir::RunDir,
     store,
 };
@@ -25,12 +26,18 @@ pub(super) struct Actor {
     job: JobConfig,
     run_dir: Arc<RunDir>,
     uploads: Arc<Uploads>,
-    announcer: Announcer,
+    audience: Audience,
     handle: Handle,
     started: time::Instant,
     sessions: BTreeMap<Session, Outbox>,
     /// Events that performing an action gave rise to.
     follow_ups: VecDeque<Event>,
+}
+
+/// Who hears of the run's events.
+pub(super) struct Audience {
+    pub announcer: Announcer,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Actor {
@@ -39,7 +46,7 @@ impl Actor {
         job: JobConfig,
         run_dir: RunDir,
         uploads: Arc<Uploads>,
-        announcer: Announcer,
+        audience: Audience,
         handle: Handle,
         started: time::Instant,
     ) -> Self {
@@ -48,7 +55,7 @@ impl Actor {
             job,
             run_dir: Arc::new(run_dir),
             uploads,
-            announcer,
+            audience,
             handle,
             started,
             sessions: BTreeMap::new(),
@@ -157,7 +164,10 @@ impl Actor {
                     warn!(%error, "the picture of predictions could not be written");
                 }
             }
-            Action::Emit(event) => self.announcer.announce(&event),
+            Action::Emit(event) => {
+                self.audience.metrics.observe(&event);
+                self.audience.announcer.announce(&event);
+            }
             Action::End(outcome) => return Ok(Some(outcome)),
         }
         Ok(None)

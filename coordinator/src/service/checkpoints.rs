@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Read,
     sync::{Arc, Mutex, MutexGuard},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use musher_proto::{
@@ -13,7 +13,7 @@ use musher_proto::{
     message::{PartHeader, PartKind},
     wire::{self, checkpoints_server, upload_chunk::Body},
 };
-use tokio::{sync::mpsc, task};
+use tokio::{sync::mpsc, task, time};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -29,6 +29,8 @@ use crate::{
 };
 
 const WEIGHTS: &str = "weights.safetensors";
+/// Between two chunks of an upload.
+const STALL: Duration = Duration::from_secs(60);
 const DOWNLOAD_CHUNK: usize = 1 << 20;
 /// Chunks read ahead of a download: enough to keep disk and network both busy.
 const DOWNLOAD_AHEAD: usize = 4;
@@ -215,7 +217,7 @@ impl Checkpoints {
         mut inbound: Streaming<wire::UploadChunk>,
     ) -> Result<(), Status> {
         let mut writer = task::block_in_place(|| self.uploads.writer(header))?;
-        while let Some(wire::UploadChunk { body }) = inbound.message().await? {
+        while let Some(wire::UploadChunk { body }) = soon(inbound.message()).await? {
             let Some(Body::Chunk(chunk)) = body else {
                 return Err(Status::invalid_argument("an upload has one header, then chunks"));
             };
@@ -225,6 +227,12 @@ impl Checkpoints {
     }
 }
 
+/// An upload that stands still is given up.
+async fn soon<T>(message: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let stalled = |_| Status::deadline_exceeded(format!("nothing came for {} s", STALL.as_secs()));
+    time::timeout(STALL, message).await.map_err(stalled)?
+}
+
 #[tonic::async_trait]
 impl checkpoints_server::Checkpoints for Checkpoints {
     async fn upload(
@@ -232,7 +240,8 @@ impl checkpoints_server::Checkpoints for Checkpoints {
         request: Request<Streaming<wire::UploadChunk>>,
     ) -> Result<Response<wire::UploadReceipt>, Status> {
         let mut inbound = request.into_inner();
-        let Some(wire::UploadChunk { body: Some(Body::Header(header)) }) = inbound.message().await? else {
+        let Some(wire::UploadChunk { body: Some(Body::Header(header)) }) = soon(inbound.message()).await?
+        else {
             return Err(Status::invalid_argument("an upload begins with its header"));
         };
         let header =

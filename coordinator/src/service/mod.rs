@@ -4,6 +4,8 @@
 mod actor;
 mod checkpoints;
 mod control;
+mod door;
+mod gate;
 mod sessions;
 
 use std::{sync::Arc, time::Duration};
@@ -16,12 +18,12 @@ use musher_proto::{
         training_server::TrainingServer,
     },
 };
+use musher_security::Role;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::{service::interceptor::InterceptedService, transport::Server};
 
 use crate::{
     announce::Announcer,
@@ -31,10 +33,25 @@ use crate::{
 };
 use actor::Actor;
 use checkpoints::Uploads;
+pub use door::Door;
+use gate::Gate;
+pub use gate::{Access, Refusal};
 
 /// Events wait here for the actor. A worker sends about one a second, so this is some seconds of
 /// a thousand workers; beyond it, their streams wait.
 const INBOX: usize = 4096;
+/// Requests at once on one connection: a session, uploads and a download, and some to spare.
+const STREAMS: u32 = 32;
+/// Streams that were reset and are not taken note of yet: one that goes on is a flood.
+const RESETS: usize = 32;
+/// Bytes of a request's headers.
+const HEADERS: u32 = 16 << 10;
+/// Bytes of a worker's message; the largest is validation's with its picture.
+const MESSAGE: usize = 16 << 20;
+/// Bytes of an upload's message: a chunk and what frames it.
+const UPLOAD: usize = 2 << 20;
+/// Bytes of an operator's message.
+const QUESTION: usize = 64 << 10;
 
 /// A coordinator that is ready to serve one run.
 #[derive(Debug)]
@@ -44,6 +61,7 @@ pub struct Service {
     pub job: JobConfig,
     pub origin: Origin,
     pub announcer: Announcer,
+    pub door: Door,
 }
 
 /// Talks to a running coordinator from the same process.
@@ -105,7 +123,7 @@ impl Service {
             self.job,
             self.run_dir,
             uploads.clone(),
-            self.announcer,
+            actor::Audience { announcer: self.announcer, metrics: self.door.metrics.clone() },
             handle.clone(),
             started,
         );
@@ -113,23 +131,38 @@ impl Service {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TrainingServer<sessions::Training>>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
-            .build_v1()
-            .context("the services' descriptors are damaged")?;
+        // Many clients still ask for the older of the two.
+        let described = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+        };
+        let damaged = "the services' descriptors are damaged";
+        let reflection = described().build_v1().context(damaged)?;
+        let older_reflection = described().build_v1alpha().context(damaged)?;
         let patience = Duration::from_secs_f64(heartbeat_timeout_s);
         let (ended, end) = oneshot::channel::<()>();
+        let door = Arc::new(self.door);
+        let gate = |needs| Gate { door: door.clone(), needs };
+        let training =
+            TrainingServer::new(sessions::Training::new(handle.clone())).max_decoding_message_size(MESSAGE);
+        let checkpoints =
+            CheckpointsServer::new(checkpoints::Checkpoints::new(handle.clone(), uploads, term))
+                .max_decoding_message_size(UPLOAD);
+        let control = ControlServer::new(control::Control::new(handle)).max_decoding_message_size(QUESTION);
         let server = Server::builder()
             // Only links that are gone for good: who is silent is the core's to judge.
             .http2_keepalive_interval(Some(patience))
             .http2_keepalive_timeout(Some(patience))
-            .tcp_nodelay(true)
+            .max_concurrent_streams(STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(RESETS))
+            .http2_max_header_list_size(HEADERS)
             .add_service(health_service)
             .add_service(reflection)
-            .add_service(TrainingServer::new(sessions::Training::new(handle.clone())))
-            .add_service(CheckpointsServer::new(checkpoints::Checkpoints::new(handle.clone(), uploads, term)))
-            .add_service(ControlServer::new(control::Control::new(handle)))
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            .add_service(older_reflection)
+            .add_service(InterceptedService::new(training, gate(Role::Worker)))
+            .add_service(InterceptedService::new(checkpoints, gate(Role::Worker)))
+            .add_service(InterceptedService::new(control, gate(Role::Operator)))
+            .serve_with_incoming_shutdown(door.guests(listener), async {
                 let _ = end.await;
             });
         let server = tokio::spawn(server);

@@ -1,6 +1,9 @@
 //! `Training.Session`: one bidirectional stream per worker, between the wire and the actor.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use musher_proto::{
     convert::Malformed,
@@ -8,7 +11,7 @@ use musher_proto::{
     message::{Fenced, FromWorker, ToWorker},
     wire::{self, training_server},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
@@ -19,6 +22,8 @@ use crate::core::Event;
 /// What waits to go out to one worker. A worker is sent a handful of messages an epoch, so a full
 /// channel means that it has stopped to read.
 const OUTBOX: usize = 64;
+/// For a session's first message.
+const HELLO: Duration = Duration::from_secs(10);
 
 pub(super) type Outbox = mpsc::Sender<Fenced<ToWorker>>;
 
@@ -44,9 +49,9 @@ impl training_server::Training for Training {
         request: Request<Streaming<wire::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let mut inbound = request.into_inner();
-        let first = inbound
-            .message()
-            .await?
+        let first = time::timeout(HELLO, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("a session begins with Hello, and at once"))??
             .ok_or_else(|| Status::invalid_argument("the stream ended before Hello"))?;
         let Fenced { body: FromWorker::Hello(hello), .. } = first.try_into().map_err(malformed)? else {
             return Err(Status::invalid_argument("a session begins with Hello"));

@@ -25,6 +25,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "{val_samples:count} validation samples",
             "global batch {global_batch}",
             "seed {seed}",
+            "see {page}",
         ],
         "waiting_for_workers" => &["waiting for workers", "{present} of {expected}", "at {address}"],
         "worker_joined" => &["worker {worker} joined", "{device}", "on {host}"],
@@ -168,7 +169,7 @@ fn log_words(record: &Record) -> Words {
 }
 
 fn pairs(record: &Record, said: &[&str]) -> Vec<String> {
-    let unsaid = record.fields.iter().filter(|(name, _)| !said.contains(name));
+    let unsaid = record.fields.iter().filter(|(name, _)| !said.contains(&name.as_ref()));
     unsaid.map(|(name, value)| format!("{name}={}", show(value, ""))).collect()
 }
 

@@ -1,8 +1,8 @@
 //! One tracing event as a flat list of fields, and its JSON form.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 use tracing_subscriber::fmt::format::Writer;
@@ -18,7 +18,7 @@ pub(super) struct Record {
     pub level: Level,
     pub target: String,
     /// In the order they were given. Numbers that are not finite are null.
-    pub fields: Vec<(&'static str, Value)>,
+    pub fields: Vec<(Cow<'static, str>, Value)>,
 }
 
 impl Record {
@@ -40,6 +40,28 @@ impl Record {
         self.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
+    /// What was said once, from its line in the event file.
+    pub fn from_object(object: &Map<String, Value>) -> Self {
+        let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+        let fields = object.iter().filter(|(name, _)| !["timestamp", "level"].contains(&name.as_str()));
+        Self {
+            timestamp: text("timestamp").to_owned(),
+            level: text("level").parse().unwrap_or(Level::INFO),
+            target: EVENT_TARGET.to_owned(),
+            fields: fields.map(|(name, value)| (name.clone().into(), value.clone())).collect(),
+        }
+    }
+
+    /// What a line of the event file has.
+    pub fn to_object(&self) -> Map<String, Value> {
+        let fixed = [("timestamp", self.timestamp.as_str()), ("level", self.level.as_str())];
+        let fixed = fixed.map(|(name, value)| (name.to_owned(), value.into()));
+        fixed
+            .into_iter()
+            .chain(self.fields.iter().map(|(name, value)| (name.to_string(), value.clone())))
+            .collect()
+    }
+
     /// One line with its end: `timestamp`, `level`, the fields in order; an ordinary log has its
     /// `target` too.
     pub fn to_json_line(&self) -> String {
@@ -59,11 +81,11 @@ impl Record {
 }
 
 /// Takes fields with their types as far as JSON has them.
-struct Fields(Vec<(&'static str, Value)>);
+struct Fields(Vec<(Cow<'static, str>, Value)>);
 
 impl Fields {
     fn push(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.push((field.name(), value.into()));
+        self.0.push((field.name().into(), value.into()));
     }
 }
 

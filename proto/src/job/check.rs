@@ -213,6 +213,23 @@ fn server(job: &JobConfig) -> Result<(), Problem> {
     require(server.grpc != server.http || server.grpc.port() == 0, "server.http", || {
         format!("{} is server.grpc's address too; give it a port of its own", server.http)
     })?;
+    let tls = [
+        ("server.tls_cert", &server.tls_cert),
+        ("server.tls_key", &server.tls_key),
+        ("server.tls_client_ca", &server.tls_client_ca),
+    ];
+    if let Some((key, _)) = tls.iter().find(|(_, file)| file.is_empty()) {
+        require(tls.iter().all(|(_, file)| file.is_empty()), key, || {
+            "TLS needs all three of server.tls_cert, server.tls_key and server.tls_client_ca; name a PEM file"
+                .into()
+        })?;
+    }
+    if let Some(probes) = server.probes {
+        let taken = probes.port() != 0 && (probes == server.grpc || probes == server.http);
+        require(!taken, "server.probes", || {
+            format!("{probes} is another service's address too; give it a port of its own")
+        })?;
+    }
     duration("server.linger_s", server.linger_s, "use 0 to end at once")
 }
 

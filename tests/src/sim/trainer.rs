@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::VecDeque, rc::Rc};
 use musher_proto::{
     ids::{CheckpointId, Generation, Rank, Step, Term},
     message::{
-        Activity, Form, Interrupted, Phase, Progress, Save, SegmentFinished, Start, Synced, Train,
+        Activity, Form, Interrupted, Phase, Progress, Save, SegmentFinished, Start, StepWaits, Synced, Train,
         UnitResult, Validate, Validated, Waited,
     },
     shard::{Permutation, Segment, StepShard, ValidationUnits},
@@ -90,6 +90,7 @@ impl Board {
             loss: 1.0,
             images_per_second: 1.0,
             step_ms,
+            waits: StepWaits::default(),
             steps_skipped: 0,
         }
     }

@@ -30,7 +30,7 @@ fn is_resolved(links: &[Link]) -> Option<Event> {
         .set("cluster.workers", WORKERS)
         .set("checkpoint.every_steps", 4)
         .set("server.grpc", format!("{:?}", network.coordinator_address()));
-    let mut run = scene.serve_on(&network.coordinator(), &job, "cut", &[]);
+    let mut run = scene.serve_on(&network.coordinator(), &job, "cut", &["--insecure"]);
     let url = run.address();
     let workers: Vec<_> = (1..=WORKERS)
         .map(|worker| {

@@ -5,10 +5,12 @@
 mod checks;
 
 mod chaos;
+mod commands;
 mod data;
 mod disk_full;
 mod failures;
 mod hangs;
+mod http;
 mod links;
 mod node;
 mod pretrained;
@@ -17,5 +19,6 @@ mod repeatability;
 mod restart;
 mod resume;
 mod runs;
+mod security;
 mod serve;
 mod weights;

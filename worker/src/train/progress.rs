@@ -7,13 +7,13 @@ use std::{
 };
 
 use musher_collective::Meter;
-use musher_proto::message::{Activity, Phase, Progress};
+use musher_proto::message::{Activity, Phase, Progress, StepWaits};
 
 use super::Position;
 
 /// Rates are means over this time.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Step times kept for the median.
+/// Step times kept for medians and means.
 const STEPS: usize = 33;
 
 /// Written by the training thread a few times a step, read about once a second.
@@ -34,6 +34,15 @@ struct Board {
     /// (when, samples applied by then since the phase began)
     rate: VecDeque<(Instant, u64)>,
     compute: VecDeque<Duration>,
+    /// In the step in hand, up to the last mark.
+    waited: Waited,
+    waits: VecDeque<Waited>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Waited {
+    data: Duration,
+    peers: Duration,
 }
 
 impl Default for ProgressBoard {
@@ -48,6 +57,8 @@ impl Default for ProgressBoard {
             loss: f64::NAN,
             rate: VecDeque::new(),
             compute: VecDeque::new(),
+            waited: Waited::default(),
+            waits: VecDeque::new(),
         }))
     }
 }
@@ -66,6 +77,7 @@ impl ProgressBoard {
         board.exchange = None;
         // With another world size, this rank's share is another.
         board.compute.clear();
+        board.waits.clear();
     }
 
     /// They are connected. While this rank waits for its peers, what moves there is a sign of progress.
@@ -75,16 +87,15 @@ impl ProgressBoard {
 
     /// A sign of progress: it turns to this, or to the next piece of it.
     pub fn mark(&self, activity: Activity) {
-        let mut board = self.lock();
-        board.activity = activity;
-        board.since = Instant::now();
+        self.lock().turn_to(activity);
     }
 
     /// A step is applied: `samples` of the whole team; `compute` is this rank's own part of the time.
     pub fn stepped(&self, position: Position, loss: f64, samples: u64, compute: Duration) {
         let mut board = self.lock();
-        let now = Instant::now();
-        board.since = now;
+        let activity = board.activity;
+        board.turn_to(activity);
+        let now = board.since;
         board.warm = true;
         board.position = position;
         board.loss = loss;
@@ -93,10 +104,9 @@ impl ProgressBoard {
         while board.rate.len() > 2 && board.rate.front().is_some_and(|&(then, _)| now - then > WINDOW) {
             board.rate.pop_front();
         }
-        board.compute.push_back(compute);
-        if board.compute.len() > STEPS {
-            board.compute.pop_front();
-        }
+        let waited = std::mem::take(&mut board.waited);
+        keep(&mut board.waits, waited);
+        keep(&mut board.compute, compute);
     }
 
     pub fn moved(&self, position: Position) {
@@ -124,6 +134,7 @@ impl ProgressBoard {
             cursor,
             loss: board.loss,
             images_per_second: rate,
+            waits: board.mean_waits(),
             step_ms: compute.get(compute.len() / 2).map_or(0.0, |time| time.as_secs_f64() * 1e3),
             steps_skipped: totals.steps_skipped,
         }
@@ -138,8 +149,28 @@ impl Board {
     fn enter(&mut self, phase: Phase, activity: Activity) {
         (self.phase, self.activity) = (phase, activity);
         self.since = Instant::now();
+        self.waited = Waited::default();
         self.rate.clear();
         self.rate.push_back((self.since, 0));
+    }
+
+    /// The time since the last mark was the former activity's.
+    fn turn_to(&mut self, activity: Activity) {
+        let now = Instant::now();
+        match self.activity {
+            Activity::Working => {}
+            Activity::WaitingForData => self.waited.data += now - self.since,
+            Activity::WaitingForPeers => self.waited.peers += now - self.since,
+        }
+        (self.activity, self.since) = (activity, now);
+    }
+
+    fn mean_waits(&self) -> StepWaits {
+        let mean_ms = |part: fn(&Waited) -> Duration| {
+            let total: Duration = self.waits.iter().map(part).sum();
+            total.as_secs_f64() * 1e3 / self.waits.len().max(1) as f64
+        };
+        StepWaits { data_ms: mean_ms(|waited| waited.data), peers_ms: mean_ms(|waited| waited.peers) }
     }
 
     fn last_sign(&self) -> Instant {
@@ -147,6 +178,13 @@ impl Board {
             (Activity::WaitingForPeers, Some(exchange)) => self.since.max(exchange.last_moved()),
             _ => self.since,
         }
+    }
+}
+
+fn keep<T>(times: &mut VecDeque<T>, newest: T) {
+    times.push_back(newest);
+    if times.len() > STEPS {
+        times.pop_front();
     }
 }
 
@@ -217,6 +255,27 @@ mod tests {
             mark();
             assert!(board.read().in_activity_ms < 20);
         }
+    }
+
+    #[test]
+    fn waits_are_told_apart_and_belong_to_their_step() {
+        let board = ProgressBoard::default();
+        board.enter(Phase::Training);
+        board.mark(Activity::WaitingForData);
+        wait_ms(&board, 30);
+        board.mark(Activity::Working);
+        wait_ms(&board, 10);
+        board.mark(Activity::WaitingForPeers);
+        wait_ms(&board, 20);
+        board.mark(Activity::Working);
+        assert_eq!(board.read().waits, StepWaits::default(), "the step is not over");
+        board.stepped(Position::default(), 1.0, 4, Duration::ZERO);
+        let StepWaits { data_ms, peers_ms } = board.read().waits;
+        assert!(data_ms >= 30.0 && (20.0..data_ms).contains(&peers_ms), "{data_ms} {peers_ms}");
+        board.stepped(Position::default(), 1.0, 4, Duration::ZERO);
+        assert!(board.read().waits.data_ms <= data_ms * 0.6, "a mean over steps");
+        board.connects();
+        assert_eq!(board.read().waits, StepWaits::default());
     }
 
     #[test]

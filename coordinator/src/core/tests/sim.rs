@@ -15,7 +15,7 @@ use musher_proto::{
     message::{
         Activity, DataFacts, EpochTotals, Fenced, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL,
         PartHeader, PartKind, Phase as WorkerPhase, Progress, ReplicaLabel, Save, SegmentFinished, Start,
-        Synced, ToWorker, Train, UnitResult, Validate, Validated,
+        StepWaits, Synced, ToWorker, Train, UnitResult, Validate, Validated,
     },
     shard::{Segment, ValidationUnits},
 };
@@ -868,6 +868,7 @@ pub fn heartbeat() -> Progress {
         loss: f64::NAN,
         images_per_second: 0.0,
         step_ms: 0.0,
+        waits: StepWaits::default(),
         steps_skipped: 0,
     }
 }

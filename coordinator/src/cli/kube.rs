@@ -1,0 +1,93 @@
+//! `musher kube`: a job as manifests for a cluster.
+
+use clap::{Args, Subcommand};
+use musher_proto::job;
+
+use super::{Exit, Failure, run, usage};
+use crate::kube::{Deployment, Form};
+
+#[derive(Debug, Subcommand)]
+pub enum Kube {
+    /// Write a job's manifests, for `kubectl apply -f -`
+    Render(Render),
+}
+
+#[derive(Debug, Args)]
+pub struct Render {
+    /// The job file
+    job: std::path::PathBuf,
+    /// Worker pods, one to a node
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: u32,
+    /// GPUs of each, with a worker for each; 0: a worker on CPUs
+    #[arg(long, value_name = "N")]
+    gpus_per_node: u32,
+    /// Begins the names of all objects [default: the job's name]
+    #[arg(long, value_parser = label)]
+    name: Option<String>,
+    /// The coordinator's image
+    #[arg(long, value_name = "IMAGE", default_value = "musher-coordinator")]
+    coordinator_image: String,
+    /// The workers' image
+    #[arg(long, value_name = "IMAGE", default_value = "musher-worker")]
+    worker_image: String,
+    /// The claim that holds the data set
+    #[arg(long, value_name = "CLAIM", default_value = "musher-data")]
+    data_claim: String,
+    /// The secret with the tokens, under the keys `join` and `operator`
+    #[arg(long, value_name = "SECRET", default_value = "musher-tokens")]
+    tokens: String,
+    /// One JobSet of a fixed size, where Jobs could be scaled
+    #[arg(long)]
+    jobset: bool,
+    /// The Kueue queue that admits the JobSet as a whole
+    #[arg(long, value_name = "QUEUE", requires = "jobset")]
+    queue: Option<String>,
+}
+
+impl Kube {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        match self {
+            Kube::Render(render) => render.run(),
+        }
+    }
+}
+
+impl Render {
+    fn run(self) -> Result<Exit, Failure> {
+        let text = run::read_job(&self.job)?;
+        let job = job::load(&text, &self.job.display().to_string(), &[]).map_err(usage)?;
+        let name = match self.name {
+            Some(name) => name,
+            None => label(&job.name)
+                .map_err(|why| usage(anyhow::anyhow!("the job's name {why}; give --name NAME")))?,
+        };
+        let form = match self.jobset {
+            true => Form::JobSet { queue: self.queue },
+            false => Form::Jobs,
+        };
+        let deployment = Deployment {
+            name,
+            job: text,
+            nodes: self.nodes,
+            gpus_per_node: self.gpus_per_node,
+            coordinator_image: self.coordinator_image,
+            worker_image: self.worker_image,
+            data_claim: self.data_claim,
+            tokens: self.tokens,
+            form,
+        };
+        print!("{}", deployment.render());
+        Ok(Exit::Finished)
+    }
+}
+
+/// Of a DNS label, with room for what is added to it.
+fn label(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let starts_well = text.starts_with(|c: char| c.is_ascii_lowercase());
+    match starts_well && text.len() <= 40 && text.chars().all(is_plain) && !text.ends_with('-') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("\"{text}\" is none for Kubernetes, which takes up to 40 of a-z, 0-9 and `-`")),
+    }
+}
