@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{FromEnvError, filter_fn};
-use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub use console::Console;
@@ -59,8 +59,6 @@ pub struct TelemetryOptions {
 pub enum TelemetryError {
     #[error("cannot open {} for events: {source}; check the run directory", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
-    #[error("cannot write curves into {}: {source}; check the run directory", path.display())]
-    TensorBoard { path: PathBuf, source: io::Error },
     #[error("RUST_LOG is not a filter: {0}; write a level, or target=level, such as RUST_LOG=info")]
     Filter(#[from] FromEnvError),
     #[error("telemetry is already set up in this process; set it up once")]
@@ -81,13 +79,7 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
             Err(source) => return Err(TelemetryError::EventsFile { path, source }),
         },
     };
-    let curves = match options.tensorboard {
-        None => None,
-        Some(path) => match TensorBoard::create(&path) {
-            Ok(curves) => Some(curves),
-            Err(source) => return Err(TelemetryError::TensorBoard { path, source }),
-        },
-    };
+    let curves = options.tensorboard.map(TensorBoard::within);
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).try_from_env();
     let filter = match filter {
         Err(error) if std::env::var_os(EnvFilter::DEFAULT_ENV).is_some() => return Err(error.into()),
@@ -95,9 +87,13 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
         Ok(filter) => filter,
     };
     let console = Console::stderr(options.format);
-    tracing::subscriber::set_global_default(
-        subscriber(events, options.feed, console.clone(), filter).with(curves.map(Recorder)),
-    )?;
+    tracing::subscriber::set_global_default(subscriber(
+        events,
+        options.feed,
+        curves,
+        console.clone(),
+        filter,
+    ))?;
     Ok(console)
 }
 
@@ -110,14 +106,19 @@ pub fn pretty_line(fields: &serde_json::Map<String, serde_json::Value>, terminal
 fn subscriber(
     events: Option<EventsFile>,
     feed: Option<Feed>,
+    curves: Option<TensorBoard>,
     console: Console,
     filter: EnvFilter,
 ) -> impl Subscriber + Send + Sync {
-    let events_only = || filter_fn(|metadata| metadata.target() == EVENT_TARGET);
     Registry::default()
         .with(events.map(|file| Recorder(file).with_filter(events_only())))
         .with(feed.map(|feed| Recorder(feed).with_filter(events_only())))
+        .with(curves.map(|curves| Recorder(curves).with_filter(events_only())))
         .with(Recorder(console).with_filter(filter))
+}
+
+fn events_only<S>() -> impl Filter<S> {
+    filter_fn(|metadata| metadata.target() == EVENT_TARGET)
 }
 
 /// Takes records of events, and has nobody to tell that it failed.

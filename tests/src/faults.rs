@@ -102,7 +102,7 @@ fn thread_named(process: Pid, name: &str) -> Option<ThreadId> {
     tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok()).find(is_it).map(ThreadId::from_raw)
 }
 
-/// A process that runs only 30 % of the time, in slices of 50 ms.
+/// A process that runs only a tenth of the time, in slices of 20 ms: on a fast machine, too, a step takes several.
 #[derive(Debug)]
 pub struct Slowed {
     over: Option<Sender<()>>,
@@ -110,8 +110,8 @@ pub struct Slowed {
 }
 
 impl Slowed {
-    const RUNS: Duration = Duration::from_millis(15);
-    const STANDS: Duration = Duration::from_millis(35);
+    const RUNS: Duration = Duration::from_millis(2);
+    const STANDS: Duration = Duration::from_millis(18);
 
     pub fn slow(process: Pid) -> Self {
         let (over, is_over) = mpsc::channel::<()>();

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -58,23 +58,36 @@ struct Scalar {
     value: f32,
 }
 
-/// A file that grows by whole records.
+/// A file that grows by whole records, from the first figure on: who has none to show leaves no file.
 #[derive(Debug)]
 pub(super) struct TensorBoard {
-    file: Mutex<File>,
+    dir: PathBuf,
+    file: Mutex<Option<File>>,
     complained: AtomicBool,
 }
 
 impl TensorBoard {
-    /// Creates a file in `dir`, which is created if need be.
-    pub fn create(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        let micros = now().as_micros();
-        let mut file = File::create_new(dir.join(format!("events.out.tfevents.{micros}.musher")))?;
-        let version = EventRecord { file_version: Some("brain.Event:2".into()), ..stamped(0) };
-        file.write_all(&framed(&version.encode_to_vec()))?;
-        Ok(Self { file: Mutex::new(file), complained: AtomicBool::new(false) })
+    /// In a directory, which is created when it is needed.
+    pub fn within(dir: PathBuf) -> Self {
+        Self { dir, file: Mutex::new(None), complained: AtomicBool::new(false) }
     }
+
+    fn append(&self, event: &EventRecord) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = Some(create(&self.dir)?);
+        }
+        file.as_mut().map_or(Ok(()), |file| file.write_all(&framed(&event.encode_to_vec())))
+    }
+}
+
+fn create(dir: &Path) -> io::Result<File> {
+    fs::create_dir_all(dir)?;
+    let micros = now().as_micros();
+    let mut file = File::create_new(dir.join(format!("events.out.tfevents.{micros}.musher")))?;
+    let version = EventRecord { file_version: Some("brain.Event:2".into()), ..stamped(0) };
+    file.write_all(&framed(&version.encode_to_vec()))?;
+    Ok(file)
 }
 
 impl Sink for TensorBoard {
@@ -87,12 +100,13 @@ impl Sink for TensorBoard {
             .collect();
         let step = record.get("step").or_else(|| record.get("applied_step")).and_then(|step| step.as_i64());
         let (Some(step), false) = (step, values.is_empty()) else { return };
-        let event = EventRecord { summary: Some(Summary { values }), ..stamped(step) };
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.write_all(&framed(&event.encode_to_vec()))
+        if let Err(error) = self.append(&EventRecord { summary: Some(Summary { values }), ..stamped(step) })
             && !self.complained.swap(true, Ordering::Relaxed)
         {
-            eprintln!("curves are being lost, cannot write TensorBoard's file: {error}; free some space");
+            let dir = self.dir.display();
+            eprintln!(
+                "curves are being lost, cannot write TensorBoard's file in {dir}: {error}; free some space"
+            );
         }
     }
 }

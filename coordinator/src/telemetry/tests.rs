@@ -21,7 +21,7 @@ fn console(format: LogFormat, paint: Paint) -> (Console, Output) {
 /// What `say` puts on stderr in `format`.
 fn stderr(format: LogFormat, paint: Paint, say: impl FnOnce()) -> String {
     let (console, out) = console(format, paint);
-    with_default(subscriber(None, None, console, EnvFilter::new("info")), say);
+    with_default(subscriber(None, None, None, console, EnvFilter::new("info")), say);
     String::from_utf8(out.lock().unwrap().clone()).unwrap()
 }
 
@@ -91,7 +91,7 @@ fn the_events_file_takes_events_alone_whatever_the_filter_and_grows_over_restart
     for life in 0..2 {
         let file = EventsFile::open(&path).unwrap();
         let (console, out) = console(LogFormat::Json, Paint::Plain);
-        with_default(subscriber(Some(file), None, console, EnvFilter::new("off")), || {
+        with_default(subscriber(Some(file), None, None, console, EnvFilter::new("off")), || {
             error!("an ordinary log");
             event!(event = "run_started", life);
             debug!(target: "musher::event", event = "progress", loss = f64::INFINITY);
@@ -112,7 +112,7 @@ fn a_line_cut_short_by_a_crash_spoils_no_other() {
     fs::write(&path, "{\"event\":\"run_sta").unwrap();
     let file = EventsFile::open(&path).unwrap();
     let (console, _) = console(LogFormat::Json, Paint::Plain);
-    with_default(subscriber(Some(file), None, console, EnvFilter::new("info")), || {
+    with_default(subscriber(Some(file), None, None, console, EnvFilter::new("info")), || {
         event!(event = "run_started")
     });
     let text = fs::read_to_string(&path).unwrap();
@@ -126,7 +126,7 @@ fn lines_of_many_threads_do_not_mix() {
     let path = dir.path().join("events.jsonl");
     let (console, _) = console(LogFormat::Json, Paint::Plain);
     let file = EventsFile::open(&path).unwrap();
-    let dispatch = tracing::Dispatch::new(subscriber(Some(file), None, console, EnvFilter::new("off")));
+    let dispatch = tracing::Dispatch::new(subscriber(Some(file), None, None, console, EnvFilter::new("off")));
     let reason = "x".repeat(5000);
     std::thread::scope(|scope| {
         for _ in 0..4 {

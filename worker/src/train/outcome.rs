@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use musher_nccl::TensorCollective;
 use musher_proto::message::Activity;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::Mark;
 
 use super::{ProgressBoard, TrainError};
@@ -14,12 +14,16 @@ use super::{ProgressBoard, TrainError};
 pub struct Outcome {
     /// f64 [4], page-locked: complete, finite, ranks that want to stop, loss sum.
     record: Tensor,
-    /// Reached when this rank has done its own part; what comes after waits for peers.
-    own_part: Mark,
-    own_part_seen: Option<Instant>,
-    /// Reached when the record is there.
-    written: Mark,
-    written_seen: Option<Instant>,
+    /// This rank has done its own part; what comes after waits for peers.
+    own_part: Milestone,
+    /// The record is there.
+    written: Milestone,
+}
+
+/// A place in what the device has been given to do, and when it was first seen to have got there.
+pub struct Milestone {
+    mark: Mark,
+    seen: Option<Instant>,
 }
 
 /// What the ranks agree on at a step's end.
@@ -39,7 +43,7 @@ impl Outcome {
     /// To be read behind all that this thread has given to the device. `complete` and `finite` are f64 scalars, `sums`
     /// the [control word's](super::control::Control).
     pub fn follow(
-        own_part: Mark,
+        own_part: Milestone,
         complete: &Tensor,
         finite: &Tensor,
         sums: &Tensor,
@@ -49,21 +53,18 @@ impl Outcome {
         let device = on_device.device();
         let mut record = on_device;
         if device.is_cuda() {
-            let host = Tensor::f_zeros([4], (Kind::Double, tch::Device::Cpu))?;
+            let host = Tensor::f_zeros([4], (Kind::Double, Device::Cpu))?;
             let mut host = torch_ext::pin(&host)?;
             torch_ext::copy_later(&mut host, &record)?;
             record = host;
         }
-        let (own_part_seen, written_seen) = (None, None);
-        let mut outcome = Self { record, own_part, own_part_seen, written: Mark::set(device)?, written_seen };
-        outcome.is_there()?;
-        Ok(outcome)
+        Ok(Self { record, own_part, written: Milestone::set(device)? })
     }
 
     /// Whether it is there. Does not wait.
     pub fn is_there(&mut self) -> Result<bool, torch_ext::Error> {
-        note(&mut self.own_part_seen, &self.own_part)?;
-        note(&mut self.written_seen, &self.written)
+        self.own_part.is_reached()?;
+        self.written.is_reached()
     }
 
     /// Waits until it is there, or the exchange fails; shows meanwhile what it waits for.
@@ -101,26 +102,35 @@ impl Outcome {
 
     /// When this rank was first seen to have done its own part.
     pub fn own_part_seen(&self) -> Option<Instant> {
-        self.own_part_seen
+        self.own_part.seen
     }
 
     /// When the record was first seen to be there.
     pub fn seen(&self) -> Option<Instant> {
-        self.written_seen
+        self.written.seen
     }
 
     fn waits_for(&self) -> Activity {
-        match self.own_part_seen {
+        match self.own_part.seen {
             Some(_) => Activity::WaitingForPeers,
             None => Activity::Working,
         }
     }
 }
 
-/// Whether the mark is reached, and when that was first seen.
-fn note(seen: &mut Option<Instant>, mark: &Mark) -> Result<bool, torch_ext::Error> {
-    if seen.is_none() && mark.is_reached()? {
-        *seen = Some(Instant::now());
+impl Milestone {
+    /// Behind all that this thread has given to the device. On the CPU that is done already.
+    pub fn set(device: Device) -> Result<Self, torch_ext::Error> {
+        let mut milestone = Self { mark: Mark::set(device)?, seen: None };
+        milestone.is_reached()?;
+        Ok(milestone)
     }
-    Ok(seen.is_some())
+
+    /// Does not wait.
+    pub fn is_reached(&mut self) -> Result<bool, torch_ext::Error> {
+        if self.seen.is_none() && self.mark.is_reached()? {
+            self.seen = Some(Instant::now());
+        }
+        Ok(self.seen.is_some())
+    }
 }

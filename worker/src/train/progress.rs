@@ -33,6 +33,8 @@ struct Board {
     loss: f64,
     /// (when, samples applied by then since the phase began)
     rate: VecDeque<(Instant, u64)>,
+    /// Samples a second in the phase before.
+    last_rate: f64,
     compute: VecDeque<Duration>,
     /// In the step in hand, up to the last mark.
     waited: Waited,
@@ -56,6 +58,7 @@ impl Default for ProgressBoard {
             position: Position::default(),
             loss: f64::NAN,
             rate: VecDeque::new(),
+            last_rate: 0.0,
             compute: VecDeque::new(),
             waited: Waited::default(),
             waits: VecDeque::new(),
@@ -76,6 +79,7 @@ impl ProgressBoard {
         board.warm = false;
         board.exchange = None;
         // With another world size, this rank's share is another.
+        board.last_rate = 0.0;
         board.compute.clear();
         board.waits.clear();
     }
@@ -115,12 +119,6 @@ impl ProgressBoard {
 
     pub fn read(&self) -> Progress {
         let board = self.lock();
-        let rate = match (board.rate.front(), board.rate.back()) {
-            (Some(&(start, from)), Some(&(end, to))) if to > from => {
-                (to - from) as f64 / (end - start).as_secs_f64()
-            }
-            _ => 0.0,
-        };
         let mut compute: Vec<_> = board.compute.iter().collect();
         compute.sort_unstable();
         let Position { applied, epoch, cursor, totals, .. } = board.position;
@@ -133,7 +131,7 @@ impl ProgressBoard {
             epoch,
             cursor,
             loss: board.loss,
-            images_per_second: rate,
+            images_per_second: board.rate(),
             waits: board.mean_waits(),
             step_ms: compute.get(compute.len() / 2).map_or(0.0, |time| time.as_secs_f64() * 1e3),
             steps_skipped: totals.steps_skipped,
@@ -150,8 +148,19 @@ impl Board {
         (self.phase, self.activity) = (phase, activity);
         self.since = Instant::now();
         self.waited = Waited::default();
+        self.last_rate = self.rate();
         self.rate.clear();
         self.rate.push_back((self.since, 0));
+    }
+
+    /// Samples a second: in this phase, or in that before until there is a figure.
+    fn rate(&self) -> f64 {
+        match (self.rate.front(), self.rate.back()) {
+            (Some(&(start, from)), Some(&(end, to))) if to > from => {
+                (to - from) as f64 / (end - start).as_secs_f64()
+            }
+            _ => self.last_rate,
+        }
     }
 
     /// The time since the last mark was the former activity's.

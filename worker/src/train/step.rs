@@ -10,7 +10,6 @@ use musher_collective::{Phase, Tag};
 use musher_model::{Mode, OverRanks};
 use musher_proto::{ids::Step, message::Activity};
 use tch::{Kind, Tensor};
-use torch_ext::Mark;
 use tracing::{debug, trace_span};
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
     data::DeviceBatch,
     exchange::{Before, Buckets, overlapped},
     member::tensors,
-    outcome::{Outcome, Seen},
+    outcome::{Milestone, Outcome, Seen},
     schedule::learning_rate,
 };
 
@@ -110,7 +109,7 @@ impl Trainer {
                     Some(Together { norm, .. }) => norm.reason(error),
                     None => error,
                 })?;
-            let own_part = Mark::set(self.replica.device())?;
+            let mut own_part = Milestone::set(self.replica.device())?;
             if own_part.is_reached()? {
                 self.board.mark(Activity::WaitingForPeers);
             }
