@@ -51,6 +51,8 @@ const PRODUCTS: usize = 16;
 const CHUNKS: usize = 8;
 /// Exit code of a process that SIGTERM ended.
 const TERMINATED: i32 = 143;
+/// For the coordinator to take a session. It does so at once.
+const OPENING: Duration = Duration::from_secs(10);
 /// For the last words to reach the coordinator.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -175,10 +177,17 @@ async fn read(
     outbox: mpsc::Receiver<wire::WorkerMessage>,
     inputs: mpsc::Sender<Input>,
 ) {
-    let opened = TrainingClient::new(channel).session(ReceiverStream::new(outbox)).await;
-    let mut inbound = match opened {
-        Ok(response) => response.into_inner(),
-        Err(status) => {
+    let mut client = TrainingClient::new(channel);
+    let opening = client.session(ReceiverStream::new(outbox));
+    // A connection that is refused in the midst of its handshake may leave the request without an answer.
+    let mut inbound = match time::timeout(OPENING, opening).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Err(_) => {
+            let reason = format!("it took no session within {} s", OPENING.as_secs());
+            let _ = inputs.send(Input::Disconnected { reason }).await;
+            return;
+        }
+        Ok(Err(status)) => {
             let reason = format!("it took no session: {}", fault(&status));
             let input = match status.code() {
                 Code::Unimplemented => Input::NoCoordinator {

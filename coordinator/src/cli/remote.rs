@@ -18,6 +18,8 @@ use super::{Exit, Failure, runtime};
 
 /// Between two looks.
 const WATCH: Duration = Duration::from_secs(1);
+/// For an answer: the coordinator gives it at once.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Empties a terminal's screen and begins at its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -108,7 +110,9 @@ async fn connect(url: &str, credentials: CredentialsArgs) -> anyhow::Result<Cont
     let credentials = credentials.read("MUSHER_OPERATOR_TOKEN")?;
     let url = credentials.url(url);
     let endpoint = Endpoint::new(url.clone())
-        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
+        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?
+        .connect_timeout(PATIENCE)
+        .timeout(PATIENCE);
     let channel = credentials.apply(endpoint)?.connect().await.map_err(|error| {
         if let Some(reason) = broken_trust(&error) {
             return anyhow!("{url}: {reason}");
