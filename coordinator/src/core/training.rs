@@ -290,7 +290,9 @@ impl Core {
         let due = every.every_epochs > 0 && epoch.0.is_multiple_of(every.every_epochs)
             || every.every_steps > 0 && applied.0.is_multiple_of(every.every_steps);
         let wanted = due || verdict.new_best || then.is_some();
-        wanted.then_some(SaveRequest { applied, is_best: verdict.new_best, is_last, then, hold: false })
+        // A run that ends before any epoch was judged has its last weights for a result, as with Keras.
+        let is_best = verdict.new_best || is_last && self.progress.early_stopping.best.is_none();
+        wanted.then_some(SaveRequest { applied, is_best, is_last, then, hold: false })
     }
 
     /// How the run ends if there is nothing left to train.
@@ -376,9 +378,11 @@ impl Core {
             };
         }
         let mut progress = self.progress.clone();
-        if let Some(best) = progress.early_stopping.best.filter(|_| save.is_best) {
+        if save.is_best {
+            let judged = progress.early_stopping.best.map(|best| (best.epoch, best.scores));
+            let best = judged.or(self.last_scores.map(|scores| (held.epoch, scores)));
             progress.saved_best =
-                Some(SavedBest { checkpoint: checkpoint.clone(), epoch: best.epoch, scores: best.scores });
+                best.map(|(epoch, scores)| SavedBest { checkpoint: checkpoint.clone(), epoch, scores });
         }
         let weights = save.is_best || save.is_last;
         let commit = Commit {

@@ -77,6 +77,20 @@ fn patience_ends_the_run_early_with_the_best_epochs_scores() {
 }
 
 #[test]
+fn a_run_too_short_to_be_judged_has_its_last_weights_for_a_result() {
+    let mut job = job();
+    job.train.epochs = 2;
+    job.early_stopping.start_from_epoch = 2;
+    let mut sim = sim_of(2, job);
+    sim.curve = vec![0.5, 0.9];
+    let outcome = sim.run();
+    assert_eq!((outcome.epochs, outcome.best_epoch), (Epoch(2), Some(Epoch(2))));
+    assert!((outcome.scores.unwrap().loss - 0.9).abs() < 1e-12);
+    let best: Vec<bool> = sim.committed.values().map(|(commit, _)| commit.is_best).collect();
+    assert_eq!(best, [false, true]);
+}
+
+#[test]
 fn without_restore_best_the_last_epochs_scores_are_the_result() {
     let mut job = job();
     job.early_stopping.restore_best = false;
