@@ -35,15 +35,29 @@ pub struct Entry {
     pub waits_since: Option<Time>,
 }
 
+impl Entry {
+    /// Whether to look by this one is to look in time for the other.
+    fn serves_for(self, other: Self) -> bool {
+        let waits = match (self.waits_since, other.waits_since) {
+            (Some(noted), Some(since)) => noted <= since,
+            (None, None) => true,
+            _ => false,
+        };
+        waits && self.awaited == other.awaited && self.due <= other.due
+    }
+}
+
 impl Watch {
     pub fn set(&mut self, session: Session, entry: Option<Entry>) {
+        if let (Some(new), Some(noted)) = (entry, self.entries.get(&session))
+            && noted.serves_for(new)
+        {
+            return; // most messages only put deadlines off
+        }
         let before = match entry {
             Some(entry) => self.entries.insert(session, entry),
             None => self.entries.remove(&session),
         };
-        if before == entry {
-            return;
-        }
         if let Some(Entry { due, awaited, waits_since }) = before {
             self.due.remove(&(due, session));
             self.awaited -= u32::from(awaited);
