@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?);
     for &batch in &arguments.batches {
         let alone = step_alone(&arguments, batch)?;

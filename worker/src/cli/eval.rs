@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{Failure, compute_threads, find, usage};
 use crate::{
     device::Choice,
+    job_data,
     train::{Feed, ProgressBoard, TrainingData, evaluate, validation_units},
     trained::Trained,
 };
@@ -75,20 +76,20 @@ impl Eval {
     }
 
     fn source(&self, trained: &Trained) -> anyhow::Result<Source> {
-        let data = match &self.job {
-            None => trained.job.data.clone(),
+        let job = match &self.job {
+            None => trained.job.clone(),
             Some(file) => {
                 let name = file.display().to_string();
                 let text =
                     fs::read_to_string(file).with_context(|| format!("cannot read the job file {name}"))?;
-                job::load(&text, &name, &[])?.data
+                job::load(&text, &name, &[])?
             }
         };
-        let root = self.data_root.clone().unwrap_or_else(|| data.root_path());
+        let source = job_data::source(&job, self.data_root.as_deref())?;
         Ok(match self.split.clone() {
-            None => Source { root, train_split: data.train_split, val_split: data.val_split },
+            None => source,
             // Nothing else of the data set needs to be there.
-            Some(split) => Source { root, train_split: split.clone(), val_split: split },
+            Some(split) => Source { train_split: split.clone(), val_split: split, held_out: None, ..source },
         })
     }
 }
