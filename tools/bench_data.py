@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""The data alone, on one core: Musher's loader beside torch's DataLoader with albumentations and OpenCV, interleaved.
+"""The data alone: Musher's loader beside torch's DataLoader with albumentations and OpenCV, interleaved.
 
 bench_data.py --data PETS [--python PYTHON] [--repeats 5] [--size 64 --size 224] [--epochs 2]
 
 PYTHON has torch, albumentations and opencv-python-headless. Both sides read, decode, augment (rotation, mirror, crop)
-and batch the training samples of PETS, and end in floats 0..1 and classes; each is pinned to one core. The DataLoader
+and batch the training samples of PETS, and end in floats 0..1 and classes, each pinned to one core. Counted are samples
+for a second of CPU time, of all threads and processes, so that a busy machine does not matter much. The DataLoader
 works in its own process ("in-process"), which spares it the copies between processes, and with one worker process;
-it has no cache of decoded samples, so one was written for it here. Prints a Markdown table: medians in samples a
-second, and the ratio of each pair of runs.
+it has no cache of decoded samples, so one was written for it here. Prints a Markdown table: medians, and the ratio of
+each pair of runs.
 """
-import argparse, json, pathlib, statistics, subprocess, sys, time
+import argparse, json, pathlib, resource, statistics, subprocess, sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS = [  # what is compared: label, Musher's figure, the peer's
@@ -51,17 +52,21 @@ def measure_peer(root, size, epochs):
             image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
             return image, torch.from_numpy(mask).long() - 1
 
+    def cpu_seconds():
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
     def rate(work, count):
-        start = time.perf_counter()
+        start = cpu_seconds()
         work()
-        return count / (time.perf_counter() - start)
+        return count / (cpu_seconds() - start)
 
     def load(dataset, workers, epochs):
-        loader = torch.utils.data.DataLoader(dataset, 32, num_workers=workers, persistent_workers=workers > 0)
         def run():
+            loader = torch.utils.data.DataLoader(dataset, 32, num_workers=workers, persistent_workers=workers > 0)
             for _ in range(epochs):
                 for _batch in loader:
                     pass
+            del loader  # its worker's time counts once it has ended
         return rate(run, len(names) * epochs)
 
     decoded = [decode(name) for name in names]
@@ -103,7 +108,7 @@ def main():
             ratios = [o / t for t, o in pairs]
             print(f"| {size} | {label} | {t:.0f} | {o:.0f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f}) |", flush=True)
         parts = ", ".join(f"{key} {statistics.median(o[key] for o in ours):.0f}" for key in ["read", "images", "masks"])
-        print(f"\nMusher's parts at {size}, samples a second: {parts}\n", flush=True)
+        print(f"\nMusher's parts at {size}, samples for a second of CPU time: {parts}\n", flush=True)
 
 
 main()

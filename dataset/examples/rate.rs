@@ -1,13 +1,14 @@
-//! What each part of the data's way costs one core: samples a second of decoding, of augmentation, and of the whole
-//! pipeline with and without decoded samples in memory, ending in floats as a network takes them.
+//! What each part of the data's way costs: samples for a second of CPU time, of decoding, of augmentation, and of the
+//! whole pipeline with and without decoded samples in memory, ending in floats as a network takes them.
 //!
-//! `taskset -c 0 cargo run --release -p musher-dataset --example rate -- ROOT [SIZE] [EPOCHS]` prints JSON.
+//! `cargo run --release -p musher-dataset --example rate -- ROOT [SIZE] [EPOCHS]` prints JSON.
 
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use musher_dataset::{
     AugmentOptions, BatchPlan, Dataset, ImageCache, Loader, LoaderOptions, MaskResize, Pair, Source, Split,
@@ -39,11 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pairs: Vec<Pair> =
         split.samples.iter().map(|sample| decode_pair(sample, &mut |_| {})).collect::<Result<_, _>>()?;
     let each = |mut work: Box<dyn FnMut(u32, usize) -> Result<(), Box<dyn Error>> + '_>| {
-        let started = Instant::now();
+        let started = cpu_seconds();
         for epoch in 0..epochs {
             (0..split.len()).try_for_each(|index| work(epoch, index))?;
         }
-        Ok::<_, Box<dyn Error>>(split.len() as f64 * f64::from(epochs) / started.elapsed().as_secs_f64())
+        Ok::<_, Box<dyn Error>>(split.len() as f64 * f64::from(epochs) / (cpu_seconds() - started))
     };
     let is_packed = !split.samples[0].image.is_file();
     let read = each(Box::new(|_, index| {
@@ -79,7 +80,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Samples a second with one loader thread, floats included.
+/// Of all threads.
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Samples for a second of CPU time with one loader thread, floats included.
 fn pipeline(
     split: &Arc<Split>,
     view: View,
@@ -96,7 +103,7 @@ fn pipeline(
             sample_ids: (start as u64..samples.min(start + BATCH) as u64).collect(),
         })
     });
-    let started = Instant::now();
+    let started = cpu_seconds();
     let mut loader = Loader::start(options, plan);
     let (mut images, mut masks) = (Vec::new(), Vec::new());
     while let Some(batch) = loader.next() {
@@ -107,5 +114,5 @@ fn pipeline(
         masks.extend(batch.masks.iter().map(|&class| i64::from(class)));
         std::hint::black_box((&images, &masks));
     }
-    Ok((samples * epochs.len()) as f64 / started.elapsed().as_secs_f64())
+    Ok((samples * epochs.len()) as f64 / (cpu_seconds() - started))
 }
