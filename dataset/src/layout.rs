@@ -17,7 +17,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::packed::{DiskCacheOptions, Packed};
+use crate::packed::{DiskCacheOptions, Packed, Store};
 use crate::{DatasetError, HeldOut, Sample};
 
 /// Where a data set is and which of its lists are used; the lists' paths are relative to `root`.
@@ -28,6 +28,8 @@ pub struct Source {
     pub val_split: String,
     /// Validation is held out of the training list, and `val_split` is left alone.
     pub held_out: Option<HeldOut>,
+    /// Where a packed data set's files are, if not in the directory `root`.
+    pub store: Option<Arc<dyn Store>>,
     /// Where what is read of a packed data set's shards is kept.
     pub disk_cache: Option<DiskCacheOptions>,
 }
@@ -114,8 +116,11 @@ impl Root {
     /// # Errors
     /// If there is nothing that may be a data set.
     pub(crate) fn open(source: &Source) -> Result<Self, DatasetError> {
-        let root = &source.root;
-        if let Some(packed) = Packed::find(root, source.disk_cache.as_ref())? {
+        let (root, cache) = (&source.root, source.disk_cache.as_ref());
+        if let Some(store) = &source.store {
+            return Ok(Self::Packed(Arc::new(Packed::open(root, store.clone(), cache)?)));
+        }
+        if let Some(packed) = Packed::find(root, cache)? {
             return Ok(Self::Packed(Arc::new(packed)));
         }
         check_folders(root)?;

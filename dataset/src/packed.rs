@@ -15,6 +15,7 @@ mod store;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -23,18 +24,17 @@ use crate::sample::PairBytes;
 use crate::{DataWarning, DatasetError};
 use disk_cache::DiskCache;
 use index::{Entry, INDEX_FILE, Index, Member};
-use store::Directory;
 
 pub use disk_cache::DiskCacheOptions;
 pub(crate) use index::EntryIndex;
 pub use pack::{PackOptions, Packing, pack};
-pub use store::Store;
+pub use store::{Directory, Store};
 
 /// A packed data set whose index is read and whose shards are all there, at their lengths.
 pub(crate) struct Packed {
     /// For messages and names.
     root: PathBuf,
-    store: Box<dyn Store>,
+    store: Arc<dyn Store>,
     index: Index,
     by_name: HashMap<String, EntryIndex>,
     cache: Option<DiskCache>,
@@ -45,7 +45,7 @@ impl Packed {
     pub fn find(root: &Path, cache: Option<&DiskCacheOptions>) -> Result<Option<Self>, DatasetError> {
         let directory = Directory(root.to_owned());
         if root.join(INDEX_FILE).is_file() {
-            return Self::open(root, Box::new(directory), cache).map(Some);
+            return Self::open(root, Arc::new(directory), cache).map(Some);
         }
         let has_shards = root.read_dir().is_ok_and(|entries| {
             entries.flatten().any(|entry| entry.path().extension().is_some_and(|it| it == "tar"))
@@ -58,7 +58,7 @@ impl Packed {
 
     pub fn open(
         root: &Path,
-        store: Box<dyn Store>,
+        store: Arc<dyn Store>,
         cache: Option<&DiskCacheOptions>,
     ) -> Result<Self, DatasetError> {
         let file = root.join(INDEX_FILE);

@@ -17,6 +17,7 @@ pub fn source(job: &JobConfig, root: Option<&Path>) -> anyhow::Result<Source> {
         held_out: (data.val_fraction > 0.0)
             .then_some(HeldOut { fraction: data.val_fraction, seed: job.seed }),
         disk_cache: disk_cache(data)?,
+        store: None,
     })
 }
 

@@ -129,7 +129,7 @@ fn check_data(job: &JobConfig) -> Result<(), DatasetError> {
         train_split: data.train_split.clone(),
         val_split: data.val_split.clone(),
         held_out: (data.val_fraction > 0.0).then_some(held_out),
-        disk_cache: None,
+        ..Source::default()
     };
     Dataset::open(&source).map(drop)
 }

@@ -1,5 +1,6 @@
 //! Where the files of a packed data set are. It knows names and ranges, not what is in them.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// Files by name, read whole or in part; a name may have folders, parted by `/`.
-pub trait Store: Send + Sync {
+pub trait Store: fmt::Debug + Send + Sync {
     /// Length in bytes.
     ///
     /// # Errors
@@ -26,7 +27,8 @@ pub trait Store: Send + Sync {
 }
 
 /// A directory of this machine.
-pub(crate) struct Directory(pub PathBuf);
+#[derive(Clone, Debug)]
+pub struct Directory(pub PathBuf);
 
 impl Store for Directory {
     fn size(&self, name: &str) -> io::Result<u64> {
