@@ -11,7 +11,7 @@ shows the script, not the GPU.
 import argparse, json, os, pathlib, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PATIENCE = 120.0
+PATIENCE = 90.0
 
 
 class Run:
@@ -67,7 +67,8 @@ class Run:
 
 
 def program(a, *command):
-    found = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, "MUSHER_TEST_DEVICE": a.device})
+    env = {**os.environ, "MUSHER_TEST_DEVICE": a.device}
+    found = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=PATIENCE)
     words = (found.stdout + found.stderr).strip().splitlines()
     if found.returncode == 77:
         return words[-1]
