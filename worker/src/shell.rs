@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{Arc, mpsc as sync_mpsc},
     thread,
     time::{Duration, Instant},
@@ -394,7 +395,7 @@ impl Shell {
                     return;
                 }
             };
-            let source = job_data::source(&job, data_root.as_deref());
+            let source = job_data::source(&job, data_root.as_deref().map(Path::new));
             let (dataset, listener) = match source.and_then(|source| open(&source, ring_address)) {
                 Ok(opened) => opened,
                 Err(error) => {
