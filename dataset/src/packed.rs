@@ -124,22 +124,20 @@ impl Packed {
         if let Some(cache) = &self.cache
             && let Some(span) = cache.get(&name)
         {
-            if let Some(pair) = part(span, entry) {
-                return Ok(pair);
+            if is_intact(&span, entry) {
+                return Ok(parted(span, entry));
             }
             cache.remove(&name);
         }
         let file = self.root.join(shard);
         let span = self.store.read(shard, entry.span()).map_err(unreadable(file.clone()))?;
+        if !is_intact(&span, entry) {
+            return Err(DatasetError::ShardContent { shard: file, name: entry.name.clone() });
+        }
         if let Some(cache) = &self.cache {
             cache.put(&name, &span, warn);
         }
-        part(span, entry).ok_or_else(|| {
-            if let Some(cache) = &self.cache {
-                cache.remove(&name);
-            }
-            DatasetError::ShardContent { shard: file, name: entry.name.clone() }
-        })
+        Ok(parted(span, entry))
     }
 
     /// Walks a shard's tar from end to end and compares it with the index.
@@ -188,20 +186,28 @@ const ID_DIGITS: usize = 16;
 /// At a time, when a whole shard is read.
 const READ_BYTES: usize = 4 << 20;
 
-/// A sample's two files out of the bytes that hold them; `None` if they are not what was packed.
-fn part(mut span: Vec<u8>, entry: &Entry) -> Option<PairBytes> {
+/// Whether a sample's span is what was packed.
+fn is_intact(span: &[u8], entry: &Entry) -> bool {
     let range = entry.span();
-    if span.len() as u64 != range.end - range.start {
-        return None;
+    span.len() as u64 == range.end - range.start && {
+        let (image, mask) = (&span[..entry.image.bytes as usize], &span[mask_in_span(entry)..]);
+        crc_of(image, mask) == entry.crc32c
     }
-    let mask = span[(entry.mask.at - range.start) as usize..].to_vec();
-    span.truncate(entry.image.bytes as usize);
-    let pair = PairBytes { image: span, mask };
-    (crc_of(&pair) == entry.crc32c).then_some(pair)
 }
 
-fn crc_of(pair: &PairBytes) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&pair.image), &pair.mask)
+/// The two files of an intact span.
+fn parted(mut span: Vec<u8>, entry: &Entry) -> PairBytes {
+    let mask = span[mask_in_span(entry)..].to_vec();
+    span.truncate(entry.image.bytes as usize);
+    PairBytes { image: span, mask }
+}
+
+fn mask_in_span(entry: &Entry) -> usize {
+    (entry.mask.at - entry.image.at) as usize
+}
+
+fn crc_of(image: &[u8], mask: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(image), mask)
 }
 
 fn unreadable(shard: PathBuf) -> impl FnOnce(io::Error) -> DatasetError {

@@ -144,7 +144,12 @@ impl ShardWriter {
     fn add(&mut self, name: &str, [image, mask]: [String; 2], pair: &PairBytes) -> Result<(), DatasetError> {
         let image = self.append(image, &pair.image)?;
         let mask = self.append(mask, &pair.mask)?;
-        self.shard.samples.push(Entry { name: name.to_owned(), image, mask, crc32c: crc_of(pair) });
+        self.shard.samples.push(Entry {
+            name: name.to_owned(),
+            image,
+            mask,
+            crc32c: crc_of(&pair.image, &pair.mask),
+        });
         Ok(())
     }
 
