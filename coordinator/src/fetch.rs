@@ -66,13 +66,13 @@ pub enum Progress<'a> {
 /// Why a data set is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    #[error("{} can't be used: {source}", file.display())]
-    Io { file: PathBuf, source: io::Error },
+    #[error("{} can't be used: {cause}", file.display())]
+    Io { file: PathBuf, cause: io::Error },
     #[error("{url} answers with HTTP status {status}; name another place with --from")]
     Status { url: String, status: u16 },
     #[error(
-        "{url} can't be fetched: {reason}; run this again to go on from byte {received}, or name another place with \
-         --from"
+        "{url} can't be fetched: {reason}; run this again later to go on behind the {received} bytes that are there, \
+         or name another place with --from"
     )]
     Broken { url: String, reason: String, received: u64 },
     #[error("{place} has MD5 {found}, but {expected} is expected: it is not the file{what_now}")]
@@ -175,5 +175,5 @@ fn md5_of(mut file: File) -> io::Result<String> {
 }
 
 fn unusable(file: &Path) -> impl FnOnce(io::Error) -> FetchError {
-    move |source| FetchError::Io { file: file.to_owned(), source }
+    move |cause| FetchError::Io { file: file.to_owned(), cause }
 }

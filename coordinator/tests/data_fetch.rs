@@ -180,7 +180,7 @@ fn what_was_received_before_serves_again() {
     // A line that gives nothing any more is given up.
     let server = Server::start(content.clone(), &[Manner::CutAfter(5000), Manner::CutAfter(0)]);
     let text = sentence(fetch_set(&server.mirror(), &md5_of(&content), directory.path()).0);
-    assert!(text.contains("go on from byte 5000"), "{text}");
+    assert!(text.contains("behind the 5000 bytes"), "{text}");
     assert_eq!(names(&directory), ["set.tar.gz.part"]);
 
     let server = Server::start(content.clone(), &[Manner::Whole]);

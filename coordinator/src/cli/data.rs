@@ -100,14 +100,16 @@ impl Fetch {
             )
             .context("the progress bar's template")?,
         );
+        // Told without a terminal too, where there is no bar.
+        let tell = |text: String| bar.suspend(|| eprintln!("musher: {text}"));
         let mut shown = |progress: Progress| match progress {
-            Progress::Present { folder } => bar.println(format!("{folder}/ is there already")),
+            Progress::Present { folder } => tell(format!("{folder}/ is there already")),
             Progress::Receiving { file, bytes, total } => {
                 bar.set_message(file.to_owned());
                 bar.set_length(total.unwrap_or(bytes));
                 bar.set_position(bytes);
             }
-            Progress::Retrying { reason } => bar.println(format!("trying again: {reason}")),
+            Progress::Retrying { reason } => tell(format!("trying again: {reason}")),
             Progress::Verifying { file } => bar.set_message(format!("verifying {file}")),
             Progress::Unpacking { folder } => bar.set_message(format!("unpacking {folder}/")),
         };

@@ -104,6 +104,13 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
+    fn split(&self) -> String {
+        match self.source.held_out {
+            None => self.source.val_split.clone(),
+            Some(_) => format!("{} (held out)", self.source.train_split),
+        }
+    }
+
     fn as_json(&self) -> serde_json::Value {
         let Scores { loss, accuracy, miou, class_iou, samples } = self.scores;
         let text = |name: &str| self.trained.metadata.get(name);
@@ -113,7 +120,7 @@ impl Report<'_> {
             "epoch": self.trained.recorded("epoch").map(|epoch| epoch as u64),
             "step": self.trained.recorded("step").map(|step| step as u64),
             "data_root": self.source.root,
-            "split": self.source.val_split,
+            "split": self.split(),
             "data_of_the_run": self.of_the_run,
             "samples": samples,
             "val_loss": loss,
@@ -130,13 +137,14 @@ impl Report<'_> {
         let Scores { loss, accuracy, miou, class_iou, samples } = self.scores;
         let said = |name: &str| self.trained.metadata.get(name).map_or("?", String::as_str);
         let mut text = format!(
-            "{}: run {}, epoch {}, step {}\n{} samples of {}\n\n",
+            "{}: run {}, epoch {}, step {}\n{} samples of {}, {}\n\n",
             self.weights.display(),
             said("run"),
             said("epoch"),
             said("step"),
             samples,
-            self.source.root.join(&self.source.val_split).display(),
+            self.source.root.display(),
+            self.split(),
         );
         let recorded = |name: &str| self.trained.recorded(name).filter(|_| self.of_the_run);
         let mut line = |name: &str, here: Option<f64>, in_the_run: Option<f64>| {
