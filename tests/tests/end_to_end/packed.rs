@@ -23,7 +23,9 @@ fn packed_and_unpacked_copies_are_of_one_team_and_come_to_the_same_bits() {
     let mixed = scene.serve(&job.set("cluster.workers", 2), "mixed", &[]);
     let workers = [scene.join(&mixed, "files", &[]), scene.join(&mixed, "shards", &["--data-root", &packed])];
     let mixed = mixed.wait().expect_code(0);
-    workers.map(|worker| worker.wait().expect_code(0));
+    for worker in workers {
+        worker.wait().expect_code(0);
+    }
     assert_eq!(figures(&mixed), figures(&unpacked));
     let kept = fs::read_dir(&cache).expect("what is read is kept").flatten();
     let kept: usize = kept.map(|set| fs::read_dir(set.path()).map_or(0, Iterator::count)).sum();
