@@ -76,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?);
     for &batch in &arguments.batches {
         let StepAlone { rate, enqueue_ms, idle_ms } = step_alone(&arguments, batch)?;
