@@ -7,6 +7,7 @@
 #
 #   make soak [SEEDS=200000]  simulations with fresh seeds
 #   make compare [DATA=path] [SEEDS="1 2 3"]  pretrained against scratch; see tools/compare.sh
+#   make bench DATA=path [PEER=peer.py PYTHON=python] [ARGS=--append]  all benchmarks in a quarter of an hour
 #   make mutants              shows that each invariant of the simulation can fail
 #   make test-extra           checks with a browser, foreign clients, other libraries at full size, longer fuzzing
 #
@@ -23,7 +24,7 @@ BIN := target/release
 
 JUST_NOW := $(shell date +%s)
 
-.PHONY: train test test-extra compare soak mutants setup build lint clean
+.PHONY: train test test-extra bench compare soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
 	rm -rf runs/small
@@ -54,6 +55,15 @@ endif
 
 compare: build $(if $(filter data/synth,$(DATA)),data/synth)
 	BIN=$(BIN) JOB=$(JOB) DATA=$(DATA) WORKERS=$(WORKERS) SEEDS="$(or $(SEEDS),44)" ARGS="$(ARGS)" tools/compare.sh
+
+# Of PyTorch, for `make bench`: the script to measure against, and a Python that has what it needs.
+PEER ?=
+PYTHON ?=
+
+bench: build
+	cargo build --release --locked -p musher-worker -p musher-dataset --examples
+	cargo build --release --locked -p musher-tests --bin crowd
+	tools/bench.py --data $(DATA) $(and $(PEER),$(PYTHON),--peer $(PEER) --python $(PYTHON)) $(ARGS)
 
 soak:
 	cargo run --release --locked -p musher-tests --bin simulate -- --seeds $(JUST_NOW)000000..+$(or $(SEEDS),200000)

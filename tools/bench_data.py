@@ -111,4 +111,5 @@ def main():
         print(f"\nMusher's parts at {size}, samples for a second of CPU time: {parts}\n", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -63,4 +63,5 @@ def main():
         print(f"| {size} | {batch} | {theirs:.2f} | {ours:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f}) |", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
