@@ -4,7 +4,7 @@
 //! limits. `--trace DIR` leaves there a trace of three steps of each batch size, by libtorch's profiler.
 //!
 //! `cargo run --release -p musher-worker --example step_rate -- [--device cpu|cuda:K] [--precision fp32|tf32|bf16]
-//! [--size PIXELS] [--width W] [--steps N] [--root DIR] [--trace DIR] [--batch N]...`
+//! [--size PIXELS] [--width W] [--steps N] [--root DIR | --alone] [--trace DIR] [--batch N]...`
 
 use std::{
     error::Error,
@@ -40,12 +40,15 @@ struct Arguments {
     size: u32,
     #[arg(long, default_value_t = 1.0)]
     width: f64,
-    /// Measured, after a fifth as many and five more.
+    /// Measured, after some to warm up.
     #[arg(long, default_value_t = 50)]
     steps: u32,
     /// A data set; drawn if there is none.
     #[arg(long)]
     root: Option<PathBuf>,
+    /// Leave the data path out.
+    #[arg(long)]
+    alone: bool,
     /// Where to leave traces.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -73,10 +76,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?);
     for &batch in &arguments.batches {
         let StepAlone { rate, enqueue_ms, idle_ms } = step_alone(&arguments, batch)?;
-        let with_data = with_data(&arguments, &dataset, batch)?;
+        let with_data = match arguments.alone {
+            true => None,
+            false => Some(with_data(&arguments, &dataset, batch)?),
+        };
         let precision = format!("{:?}", arguments.precision).to_lowercase();
         println!(
             "{}",
@@ -128,9 +135,9 @@ fn step_alone(arguments: &Arguments, batch: u32) -> Result<StepAlone, Box<dyn Er
         let _ = loss.f_double_value(&[])?; // waits
         Ok([enqueued, started.elapsed()])
     };
-    run(5 + arguments.steps / 5)?;
+    run(2 + arguments.steps.min(10) / 2)?;
     let [_, time] = run(arguments.steps)?;
-    let alone = (0..10).map(|_| run(1)).collect::<Result<Vec<_>, _>>()?;
+    let alone = (0..arguments.steps.min(10)).map(|_| run(1)).collect::<Result<Vec<_>, _>>()?;
     if let Some(dir) = &arguments.trace {
         let path = dir.join(format!("step-{batch}.json"));
         torch_ext::profile(device, &path, || run(3))??;

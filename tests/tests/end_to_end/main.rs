@@ -14,6 +14,7 @@ mod hangs;
 mod http;
 mod links;
 mod node;
+mod packed;
 mod pretrained;
 mod refusals;
 mod repeatability;

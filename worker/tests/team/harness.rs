@@ -123,6 +123,7 @@ fn open(root: &Path) -> Arc<Dataset> {
         root: root.into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..musher_dataset::Source::default()
     });
     Arc::new(dataset.unwrap())
 }
