@@ -168,7 +168,8 @@ fn with_data(arguments: &Arguments, dataset: &Arc<Dataset>, batch: u32) -> Resul
         generation: 1,
         purpose: Purpose::Steps,
         rank: 0,
-        addresses: vec![listener.local_addr()?],
+        world: 1,
+        successor: listener.local_addr()?,
         secret: Secret([0; 32]),
         patience: Duration::MAX,
     };

@@ -4,6 +4,7 @@ mod access;
 mod certs;
 mod compare;
 mod data;
+mod files;
 mod kube;
 mod launch;
 mod logs;

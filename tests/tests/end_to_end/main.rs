@@ -6,6 +6,7 @@ mod checks;
 
 mod chaos;
 mod commands;
+mod crowd;
 mod data;
 mod disk_full;
 mod failures;
