@@ -11,12 +11,15 @@ use std::sync::Arc;
 use rustix::time::{ClockId, clock_gettime};
 
 use musher_dataset::{
-    AugmentOptions, BatchPlan, Dataset, ImageCache, Loader, LoaderOptions, MaskResize, Pair, Source, Split,
-    Transform, View, Warnings, decode_mask, decode_pair, decode_picture,
+    AugmentOptions, BatchPlan, Dataset, ImageCache, Loader, LoaderOptions, MaskResize, Pair, Sample, Source,
+    Split, Transform, View, Warnings, decode_mask, decode_pair, decode_picture,
 };
 
 /// A step's, as in the article.
 const BATCH: usize = 32;
+
+/// Of an epoch and a sample.
+type Work<'a> = Box<dyn FnMut(u32, usize) -> Result<(), Box<dyn Error>> + 'a>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -39,29 +42,35 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let pairs: Vec<Pair> =
         split.samples.iter().map(|sample| decode_pair(sample, &mut |_| {})).collect::<Result<_, _>>()?;
-    let each = |mut work: Box<dyn FnMut(u32, usize) -> Result<(), Box<dyn Error>> + '_>| {
+    let each = |mut work: Work| {
         let started = cpu_seconds();
         for epoch in 0..epochs {
             (0..split.len()).try_for_each(|index| work(epoch, index))?;
         }
         Ok::<_, Box<dyn Error>>(split.len() as f64 * f64::from(epochs) / (cpu_seconds() - started))
     };
-    let is_packed = !split.samples[0].image.is_file();
-    let read = each(Box::new(|_, index| {
-        let sample = &split.samples[index];
-        Ok(if !is_packed {
-            drop((fs::read(&sample.image)?, fs::read(&sample.mask)?))
-        })
+    // The parts alone are measured of files.
+    let samples = if split.samples[0].image.is_file() { &split.samples[..] } else { &[] };
+    let part = |measure: fn(&Sample) -> Result<(), Box<dyn Error>>| {
+        each(Box::new(move |_, index| samples.get(index).map_or(Ok(()), measure)))
+    };
+    let read = part(|sample| {
+        fs::read(&sample.image)?;
+        fs::read(&sample.mask)?;
+        Ok(())
+    })?;
+    let images = part(|sample| {
+        decode_picture(&sample.image, &mut |_| {})?;
+        Ok(())
+    })?;
+    let masks = part(|sample| {
+        decode_mask(&sample.mask, &mut |_| {})?;
+        Ok(())
+    })?;
+    let decode = each(Box::new(|_, index| {
+        decode_pair(&split.samples[index], &mut |_| {})?;
+        Ok(())
     }))?;
-    let images = each(Box::new(|_, index| match is_packed {
-        true => Ok(()),
-        false => Ok(drop(decode_picture(&split.samples[index].image, &mut |_| {})?)),
-    }))?;
-    let masks = each(Box::new(|_, index| match is_packed {
-        true => Ok(()),
-        false => Ok(drop(decode_mask(&split.samples[index].mask, &mut |_| {})?)),
-    }))?;
-    let decode = each(Box::new(|_, index| Ok(drop(decode_pair(&split.samples[index], &mut |_| {})?))))?;
     let (mut image, mut mask) = (vec![0; view.image_bytes()], vec![0; view.mask_bytes()]);
     let augment = each(Box::new(|epoch, index| {
         view.render(&pairs[index], epoch, index as u64, &mut image, &mut mask);

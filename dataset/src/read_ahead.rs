@@ -119,8 +119,9 @@ impl Drop for ReadAhead {
     }
 }
 
-/// Reading threads: each waits for a store most of its time.
-const MOST_READERS: usize = 64;
+/// Reading threads: each waits for a store most of its time, and all are woken when there is something to read, which
+/// with more of them was slower again.
+const MOST_READERS: usize = 16;
 
 impl Shared {
     /// Waits while as many samples are queued as may be read.

@@ -63,7 +63,7 @@ pub struct Data {
     pub device_cache_mb: u64,
     /// Threads that decode and augment, per worker; 0: chosen from the cores at hand.
     pub loader_threads: u32,
-    /// Samples of a packed data set that are read at once and before they are decoded, per worker; 0: none.
+    /// Samples of a packed data set that are read before they are decoded, per worker; 0: none.
     pub read_ahead: u32,
     /// Local disk for what was read of a packed data set in MiB, over all workers of a directory; 0: none.
     pub disk_cache_mb: u64,
