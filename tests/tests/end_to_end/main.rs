@@ -13,6 +13,8 @@ mod hangs;
 mod http;
 mod links;
 mod node;
+mod object_store;
+mod preemption;
 mod pretrained;
 mod refusals;
 mod repeatability;
