@@ -72,7 +72,7 @@ pub(crate) fn connect(
         Provider::Google => build!(GoogleCloudStorageBuilder, "GOOGLE_"),
         Provider::Azure => build!(MicrosoftAzureBuilder, "AZURE_"),
     };
-    built.map_err(|error| error::tell(address, "use", "", &error))
+    built.map_err(|error| error::tell(address, error::CONNECT, "", &error))
 }
 
 fn retries(max_retries: usize, retry_timeout: Duration) -> RetryConfig {

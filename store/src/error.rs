@@ -11,6 +11,10 @@ use crate::address::{Address, Provider};
 
 /// Longest part of a server's own words that is repeated.
 const WORDS: usize = 160;
+/// What is done before anything is asked of the store; it fails for want of what the environment should have.
+pub(crate) const CONNECT: &str = "use";
+/// What object_store says before a response's status.
+const STATUS: &str = "status code: ";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -51,7 +55,7 @@ pub(crate) fn tell(address: &Address, action: &'static str, key: &str, error: &E
         (_, Some(401 | 403)) => {
             StoreError::Denied { action, url, cause, variables: credentials(address.provider) }
         }
-        _ if asks_the_machine(error) => {
+        _ if action == CONNECT || asks_the_machine(error) => {
             StoreError::NoCredentials { action, url, cause, variables: credentials(address.provider) }
         }
         _ if is_unreachable(error) => {
@@ -78,6 +82,7 @@ pub(crate) fn may_have_taken_effect(error: &Error) -> bool {
 /// The innermost reason in one line, without addresses that might be signed.
 pub(crate) fn cause(error: &Error) -> String {
     let innermost = chain(error).last().map(ToString::to_string).unwrap_or_default();
+    let innermost = innermost.split_once(STATUS).map_or(innermost.as_str(), |(_, said)| said).to_owned();
     match between(&innermost, "<Code>", "</Code>") {
         Some(code) => code.to_owned(),
         None => innermost.lines().next().unwrap_or_default().chars().take(WORDS).collect(),
@@ -87,7 +92,7 @@ pub(crate) fn cause(error: &Error) -> String {
 /// Of the response; the type that knows it is object_store's own, so it is read from what that says.
 fn status(error: &Error) -> Option<u16> {
     let said = chain(error).last()?.to_string();
-    said.split_once("status code: ")?.1.get(..3)?.parse().ok()
+    said.split_once(STATUS)?.1.get(..3)?.parse().ok()
 }
 
 fn chain(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {

@@ -98,6 +98,10 @@ impl Place {
             let elsewhere = "its run keeps its checkpoints elsewhere, so name its checkpoint.store";
             return Err(usage(anyhow!("there are no checkpoints in {}: {elsewhere}", dir.display())));
         }
+        if !dir.is_dir() {
+            let what = "name a run directory, a directory of checkpoints, or an object store's URL";
+            return Err(usage(anyhow!("there is no directory {}: {what}", dir.display())));
+        }
         CheckpointStore::look_at(dir).map_err(usage)
     }
 }

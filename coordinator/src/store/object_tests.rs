@@ -203,9 +203,9 @@ fn a_server_that_ignores_conditions_is_refused() {
     let server = S3Server::start();
     commit(&writing(&server, 1), 1);
     let store = looking(&server);
-    // The first write of the index is the take-over itself.
-    server.order(fault("PUT", "/index.json", Effect::IgnoreConditions));
-    server.order(fault("PUT", "/index.json", Effect::IgnoreConditions));
+    // The first write of the index is the take-over itself, the second is the trial.
+    server.order(fault("PUT", "/index.json", Effect::Late(Duration::ZERO)));
+    server.order(fault("PUT", "/index.json", Effect::IgnoreCondition));
     let refused = store.take_over(owner(2)).unwrap_err();
     assert!(matches!(refused, StoreError::Unconditional { .. }), "{refused:?}");
     assert!(refused.to_string().contains("use a store that honours them"));

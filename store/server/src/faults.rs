@@ -2,7 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    fs, io,
+    path::PathBuf,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -39,8 +40,8 @@ pub enum Effect {
     LoseResponse,
     /// The server does what was asked, and says that it failed.
     DenyResponse(u16),
-    /// The server knows nothing of conditions, as older ones don't.
-    IgnoreConditions,
+    /// The server overwrites the object, whatever the condition, as servers do that know of none.
+    IgnoreCondition,
 }
 
 /// A request that came.
@@ -53,8 +54,10 @@ pub struct Request {
 
 type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Front {
+    /// Of all buckets.
+    files: PathBuf,
     state: Mutex<State>,
 }
 
@@ -65,6 +68,10 @@ struct State {
 }
 
 impl Front {
+    pub fn new(files: PathBuf) -> Self {
+        Self { files, state: Mutex::default() }
+    }
+
     pub fn order(&self, fault: Fault) {
         self.lock().ordered.push_back(fault);
     }
@@ -84,7 +91,7 @@ impl Front {
         service: &S3Service,
     ) -> io::Result<Response<Body>> {
         let effect = self.take_note(&request);
-        let (mut head, mut body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let mut received = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(io::Error::other)?;
@@ -99,9 +106,9 @@ impl Front {
             Some(Effect::CutRequest(_)) => return Err(cut()),
             Some(Effect::Status(status)) => return Ok(refusal(status)),
             Some(Effect::Late(delay)) => tokio::time::sleep(delay).await,
-            Some(Effect::IgnoreConditions) => {
-                head.headers.remove("if-none-match");
-                head.headers.remove("if-match");
+            // Headers are signed, so the object goes instead of the condition that there be none.
+            Some(Effect::IgnoreCondition) => {
+                fs::remove_file(self.files.join(head.uri.path().trim_start_matches('/')))?;
             }
             _ => {}
         }

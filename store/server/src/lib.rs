@@ -46,7 +46,7 @@ impl S3Server {
         let runtime = Runtime::new().expect("this machine can start threads");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("loopback has free ports");
         let address = listener.local_addr().expect("a listener has an address");
-        let front = Arc::new(Front::default());
+        let front = Arc::new(Front::new(files.path().to_owned()));
         runtime.spawn(serve(listener, service, front.clone()));
         Self { address, files, front, _runtime: runtime }
     }
