@@ -6,6 +6,7 @@ mod checks;
 
 mod chaos;
 mod commands;
+mod crowd;
 mod data;
 mod disk_full;
 mod failures;
@@ -13,8 +14,7 @@ mod hangs;
 mod http;
 mod links;
 mod node;
-mod object_store;
-mod preemption;
+mod packed;
 mod pretrained;
 mod refusals;
 mod repeatability;
