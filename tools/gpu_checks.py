@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """The checks of GPU_CHECKS.md that need whole runs, and the small ones before them: one line each, 0 if all are as expected.
 
-gpu_checks.py [--device cuda:0] [--bin target/release] [--data DIR] [--tests TEAM_TESTS] [--only NAME ...]
+gpu_checks.py [--device cuda:0] [--bin target/release] [--data DIR] [--tests TEAM_TESTS] [--jobs N] [--only NAME ...]
 
 BIN holds musher, musher-worker and examples/; TEAM_TESTS is the test program `team` of musher-worker (cargo test --release
 --locked -p musher-worker --test team --no-run prints its path). Without --data a set is drawn. Several ranks share one GPU,
-each with a host id of its own, so that NCCL takes them for machines. With --device cpu the runs go over the TCP ring: that
+each with a host id of its own, so that NCCL takes them for machines. --jobs runs several checks at a time. With --device cpu the runs go over the TCP ring: that
 shows the script, not the GPU.
 """
-import argparse, json, os, pathlib, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, json, os, pathlib, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PATIENCE = 120.0
+PATIENCE = 90.0
 
 
 class Run:
@@ -67,7 +67,8 @@ class Run:
 
 
 def program(a, *command):
-    found = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, "MUSHER_TEST_DEVICE": a.device})
+    env = {**os.environ, "MUSHER_TEST_DEVICE": a.device}
+    found = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=PATIENCE)
     words = (found.stdout + found.stderr).strip().splitlines()
     if found.returncode == 77:
         return words[-1]
@@ -152,32 +153,34 @@ CHECKS = {
 }
 
 
+def check(a, scratch, name):
+    """Its line, and whether it is as expected."""
+    folder, started = scratch / name, time.monotonic()
+    folder.mkdir()
+    try:
+        said = CHECKS[name](a, folder)
+        verdict, more = ("skipped" if said.startswith("skipped") else "ok"), []
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        said, verdict = str(error), "FAILED"
+        more = [line for log in sorted(folder.glob("*.log")) for line in (f"--- {log.name}", *log.read_text().splitlines()[-8:])]
+    print(f"{verdict:<7} {name:<18} {time.monotonic() - started:6.1f} s  {said}", *more, sep="\n", flush=True)
+    return verdict != "FAILED"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda:0"); p.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/release")
     p.add_argument("--data", type=pathlib.Path); p.add_argument("--tests", type=pathlib.Path); p.add_argument("--only", nargs="*")
+    p.add_argument("--jobs", type=int, default=1)
     a = p.parse_args()
-    failed = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(a.jobs) as pool:
         scratch = pathlib.Path(scratch)
         if a.data is None:
             a.data = scratch / "synth"
             subprocess.run([a.bin / "musher", "data", "synth", a.data, "--train", "96", "--val", "24"], check=True, capture_output=True)
         a.data = a.data.resolve()
-        for name in a.only or CHECKS:
-            started = time.monotonic()
-            try:
-                said = CHECKS[name](a, scratch)
-                verdict = "skipped" if said.startswith("skipped") else "ok"
-                print(f"{verdict:<7} {name:<18} {time.monotonic() - started:6.1f} s  {said}", flush=True)
-            except (AssertionError, OSError, subprocess.SubprocessError) as error:
-                failed.append(name)
-                print(f"FAILED  {name:<18} {time.monotonic() - started:6.1f} s  {error}", flush=True)
-            for log in scratch.glob("*.log"):
-                if name in failed:
-                    print(f"--- {log.name}", *log.read_text().splitlines()[-8:], sep="\n", flush=True)
-                log.unlink()
-    sys.exit(1 if failed else 0)
+        fine = list(pool.map(lambda name: check(a, scratch, name), a.only or CHECKS))
+    sys.exit(0 if all(fine) else 1)
 
 
 if __name__ == "__main__":

@@ -243,8 +243,9 @@ fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress)
 }
 
 /// What may not change between a run's start and its resumption.
-const PINNED: [&str; 18] = [
+const PINNED: [&str; 19] = [
     "seed",
+    "data.val_fraction",
     "data.image_size",
     "data.normalize",
     "data.mask_resize",

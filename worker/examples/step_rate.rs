@@ -1,8 +1,10 @@
 //! Images a second of one rank's training, as a run does it: the step alone on one batch that stays, and with the data
-//! path. A JSON line for each batch size, to be held against a peer's on the same device in the same run.
+//! path. A JSON line for each batch size, to be held against a peer's on the same device in the same run. `enqueue_ms` is
+//! what the host needs to give an idle device a step, `idle_ms` until that is done: where they are close, the host is what
+//! limits. `--trace DIR` leaves there a trace of three steps of each batch size, by libtorch's profiler.
 //!
 //! `cargo run --release -p musher-worker --example step_rate -- [--device cpu|cuda:K] [--precision fp32|tf32|bf16]
-//! [--size PIXELS] [--width W] [--steps N] [--root DIR] [--batch N]...`
+//! [--size PIXELS] [--width W] [--steps N] [--root DIR | --alone] [--trace DIR] [--batch N]...`
 
 use std::{
     error::Error,
@@ -38,12 +40,18 @@ struct Arguments {
     size: u32,
     #[arg(long, default_value_t = 1.0)]
     width: f64,
-    /// Measured, after a fifth as many and five more.
+    /// Measured, after some to warm up.
     #[arg(long, default_value_t = 50)]
     steps: u32,
     /// A data set; drawn if there is none.
     #[arg(long)]
     root: Option<PathBuf>,
+    /// Leave the data path out.
+    #[arg(long)]
+    alone: bool,
+    /// Where to leave traces.
+    #[arg(long)]
+    trace: Option<PathBuf>,
     /// Of the CPU's; 0: libtorch's choice.
     #[arg(long, default_value_t = 0)]
     threads: i32,
@@ -68,21 +76,34 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?);
     for &batch in &arguments.batches {
-        let alone = step_alone(&arguments, batch)?;
-        let with_data = with_data(&arguments, &dataset, batch)?;
+        let StepAlone { rate, enqueue_ms, idle_ms } = step_alone(&arguments, batch)?;
+        let with_data = match arguments.alone {
+            true => None,
+            false => Some(with_data(&arguments, &dataset, batch)?),
+        };
         let precision = format!("{:?}", arguments.precision).to_lowercase();
         println!(
             "{}",
-            json!({ "batch": batch, "size": arguments.size, "precision": precision, "step": alone, "with_data": with_data })
+            json!({ "batch": batch, "size": arguments.size, "precision": precision, "step": rate, "with_data": with_data,
+                    "enqueue_ms": enqueue_ms, "idle_ms": idle_ms })
         );
     }
     Ok(())
 }
 
+/// What one step costs by itself.
+struct StepAlone {
+    /// Images a second.
+    rate: f64,
+    enqueue_ms: f64,
+    idle_ms: f64,
+}
+
 /// Forward, backward and update, given to the device one after the other.
-fn step_alone(arguments: &Arguments, batch: u32) -> Result<f64, Box<dyn Error>> {
+fn step_alone(arguments: &Arguments, batch: u32) -> Result<StepAlone, Box<dyn Error>> {
     let (device, size) = (arguments.device, i64::from(arguments.size));
     let image_size = arguments.size as usize;
     let options = ModelOptions { width: arguments.width, image_size, ..ModelOptions::default() };
@@ -93,24 +114,38 @@ fn step_alone(arguments: &Arguments, batch: u32) -> Result<f64, Box<dyn Error>> 
     let images = Tensor::f_rand([i64::from(batch), 3, size, size], (Kind::Float, device))?;
     let masks = Tensor::f_randint(3, [i64::from(batch), size / 2, size / 2], (Kind::Int64, device))?;
     let scale = 1.0 / masks.numel() as f64;
-    let mut run = |steps: u32| -> Result<Duration, Box<dyn Error>> {
+    let mut enqueue = || -> Result<Tensor, Box<dyn Error>> {
+        replica.begin_step()?;
+        replica.zero_gradients()?;
+        let logits = replica.forward(&images, Mode::Train)?;
+        let loss = replica.backward_last(&logits, &masks, scale, |_| ())?;
+        let applies = replica.measure_gradients(None)?.finite.f_to_kind(Kind::Float)?.f_view([1])?;
+        replica.update(1e-3, &applies, None)?;
+        replica.settle(true);
+        Ok(loss)
+    };
+    // Until the host had given all of it, and until all of it was done.
+    let mut run = |steps: u32| -> Result<[Duration; 2], Box<dyn Error>> {
         let started = Instant::now();
         let mut loss = Tensor::new();
         for _ in 0..steps {
-            replica.begin_step()?;
-            replica.zero_gradients()?;
-            let logits = replica.forward(&images, Mode::Train)?;
-            loss = replica.backward_last(&logits, &masks, scale, |_| ())?;
-            let applies = replica.measure_gradients(None)?.finite.f_to_kind(Kind::Float)?.f_view([1])?;
-            replica.update(1e-3, &applies, None)?;
-            replica.settle(true);
+            loss = enqueue()?;
         }
-        // Waits for all of it.
-        let _ = loss.f_double_value(&[])?;
-        Ok(started.elapsed())
+        let enqueued = started.elapsed();
+        let _ = loss.f_double_value(&[])?; // waits
+        Ok([enqueued, started.elapsed()])
     };
-    run(5 + arguments.steps / 5)?;
-    Ok(rate(arguments.steps, batch, run(arguments.steps)?))
+    run(2 + arguments.steps.min(10) / 2)?;
+    let [_, time] = run(arguments.steps)?;
+    let alone = (0..arguments.steps.min(10)).map(|_| run(1)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(dir) = &arguments.trace {
+        let path = dir.join(format!("step-{batch}.json"));
+        torch_ext::profile(device, &path, || run(3))??;
+    }
+    let least_ms =
+        |which: usize| alone.iter().map(|times| times[which]).min().unwrap_or_default().as_secs_f64() * 1e3;
+    let rate = rate(arguments.steps, batch, time);
+    Ok(StepAlone { rate, enqueue_ms: least_ms(0), idle_ms: least_ms(1) })
 }
 
 /// A rank alone, as the worker trains: samples from the data set, decoded once, augmented for each step.
@@ -133,7 +168,8 @@ fn with_data(arguments: &Arguments, dataset: &Arc<Dataset>, batch: u32) -> Resul
         generation: 1,
         purpose: Purpose::Steps,
         rank: 0,
-        addresses: vec![listener.local_addr()?],
+        world: 1,
+        successor: listener.local_addr()?,
         secret: Secret([0; 32]),
         patience: Duration::MAX,
     };

@@ -17,6 +17,8 @@ fn main() {
         env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
 
     println!("cargo::rerun-if-changed=src/shim.cpp");
+    println!("cargo::rerun-if-changed=src/profile.cpp");
+    println!("cargo::rerun-if-changed=src/guarded.h");
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
     cc::Build::new()
         .cpp(true)
@@ -26,7 +28,7 @@ fn main() {
         .flag(include.to_str().expect("libtorch's path is UTF-8"))
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include").to_str().expect("libtorch's path is UTF-8"))
-        .file("src/shim.cpp")
+        .files(["src/shim.cpp", "src/profile.cpp"])
         .compile("torch_ext");
 
     println!("cargo::metadata=libtorch_lib={lib}");

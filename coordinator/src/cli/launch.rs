@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 
 use anyhow::anyhow;
 use clap::Args;
-use musher_dataset::{Dataset, DatasetError, Source};
+use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
 use musher_launcher::{RestartPolicy, visible_gpus};
-use musher_proto::job;
+use musher_proto::job::{self, JobConfig};
 use musher_security::CredentialsArgs;
 use tracing::warn;
 
@@ -61,7 +61,7 @@ impl Launch {
         }
         let program = workers::find_program().map_err(usage)?;
         // The workers read this very directory: what is wrong with it is found before there is a run.
-        check_data(&job.data).map_err(usage)?;
+        check_data(&job).map_err(usage)?;
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job, run::FormerTeam::IsGone).await?;
             let count = if prepared.is_finished() { 0 } else { count };
@@ -121,11 +121,15 @@ impl Placement {
     }
 }
 
-fn check_data(data: &job::Data) -> Result<(), DatasetError> {
+fn check_data(job: &JobConfig) -> Result<(), DatasetError> {
+    let data = &job.data;
+    let held_out = HeldOut { fraction: data.val_fraction, seed: job.seed };
     let source = Source {
         root: data.root_path(),
         train_split: data.train_split.clone(),
         val_split: data.val_split.clone(),
+        held_out: (data.val_fraction > 0.0).then_some(held_out),
+        ..Source::default()
     };
     Dataset::open(&source).map(drop)
 }

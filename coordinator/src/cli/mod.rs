@@ -5,6 +5,7 @@ mod certs;
 mod checkpoints;
 mod compare;
 mod data;
+mod files;
 mod kube;
 mod launch;
 mod logs;

@@ -1,14 +1,18 @@
 //! From a job file to a run's end: what `launch` and `serve` share.
 
-use std::{fs, future::Future, net::SocketAddr, path::Path};
+use std::{fs, future::Future, io, net::SocketAddr, path::Path};
 
 use anyhow::{Context, anyhow};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
-use tokio::{net::TcpListener, signal::unix, task};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix,
+    task,
+};
 use tracing::{info, warn};
 
-use super::{Exit, Failure, JobArgs, access, usage};
+use super::{Exit, Failure, JobArgs, access, files, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
@@ -18,6 +22,9 @@ use crate::{
     store::{CheckpointStore, StoreError},
     telemetry::{self, Feed, Progress, TelemetryOptions},
 };
+
+/// Connections that wait to be taken; the system may allow fewer (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
 
 pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
     let text = read_job(&args.job)?;
@@ -64,11 +71,11 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Failure> {
     let door = access::door(&job, args.insecure)?;
     let guard = access::guard(&job.server, &door, args.insecure)?;
-    let listener = bind("server.grpc", job.server.grpc).await?;
+    let listener = bind("server.grpc", job.server.grpc)?;
     let address = listener.local_addr()?;
-    let site = bind("server.http", job.server.http).await?;
+    let site = bind("server.http", job.server.http)?;
     let probes = match job.server.probes {
-        Some(address) => Some(bind("server.probes", address).await?),
+        Some(address) => Some(bind("server.probes", address)?),
         None => None,
     };
     let feed = Feed::default();
@@ -84,6 +91,7 @@ pub(super) async fn prepare(
         tensorboard: Some(run_dir.tensorboard()),
     })?;
     access::caution(&job.server, &door, &guard);
+    files::allow_for(&job);
     let (store, state, resumed) = task::block_in_place(|| {
         let store = named_store.map_or_else(|| run_dir.checkpoints(), Ok)?;
         let mut state = run_dir.next_state()?;
@@ -141,13 +149,21 @@ fn opening(
     })
 }
 
-async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let why = |error| {
         anyhow!(
             "cannot listen on {address}: {error}; give another address with --set {key}=HOST:PORT, port 0 for any"
         )
     };
-    TcpListener::bind(address).await.map_err(|error| usage(why(error)))
+    listen(address).map_err(|error| usage(why(error)))
+}
+
+/// As tokio does, with a longer queue: thousands of workers may come in one moment, and come back in one.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Prepared {

@@ -53,6 +53,8 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_copy_later(target: *mut C_tensor, source: *mut C_tensor) -> *mut c_char;
     pub(crate) fn torch_ext_autocast_bf16(device_type: i8, on: bool) -> *mut c_char;
     pub(crate) fn torch_ext_allow_tf32(allow: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_begin_profile(cuda: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_end_profile(path: *const c_char) -> *mut c_char;
     pub(crate) fn torch_ext_current_stream(device_index: i8, stream: *mut *mut c_void) -> *mut c_char;
 }
 

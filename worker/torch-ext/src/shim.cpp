@@ -1,5 +1,6 @@
 // What tch lacks, in terms of C: each function returns null, or a message for torch_ext_free.
-// No exception leaves this file towards Rust.
+
+#include "guarded.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -16,19 +17,6 @@
 #include <stdexcept>
 
 namespace {
-
-template <typename Body> char *guarded(Body body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception &error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception of an unknown type");
-  }
-}
 
 // Owns the Rust closure behind `context`.
 struct RustHook final : torch::autograd::PostAccumulateGradHook {
