@@ -10,13 +10,14 @@ use std::{
 };
 
 use musher_proto::job::JobConfig;
+use musher_store::Variables;
 use serde_json::Value;
 use thiserror::Error;
 use tracing::warn;
 
 use crate::{
     core::{Position, ResumePoint, RunProgress, RunState},
-    store::{self, CheckpointStore, Manifest, StoreError},
+    store::{self, CheckpointStore, Manifest, Owner, StoreError},
 };
 
 #[derive(Debug, Error)]
@@ -25,6 +26,15 @@ pub enum RunDirError {
     Exists(PathBuf),
     #[error("there is no run to resume in {}: leave --resume out to start one", .0.display())]
     NothingToResume(PathBuf),
+    #[error(
+        "{0} holds the checkpoints of a run already: continue that one with --resume, or give this one another checkpoint.store"
+    )]
+    StoreInUse(String),
+    #[error(
+        "{place} holds checkpoints of another run than {}: give the job the checkpoint.store that this run began with, or the run directory that goes with that store",
+        path.display()
+    )]
+    OtherRun { place: String, path: PathBuf },
     #[error("another coordinator uses the run directory {}: wait for it, or end it first", .0.display())]
     InUse(PathBuf),
     #[error("cannot use the run directory {}: {source}", path.display())]
@@ -53,13 +63,21 @@ pub struct RunDir {
     _lock: File,
 }
 
+/// What a run directory is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    Start,
+    Resume,
+    /// The checkpoints lie elsewhere, and are what counts: the directory itself may be new.
+    ResumeFromElsewhere,
+}
+
 impl RunDir {
-    /// Creates the directory, or with `resume` opens that of an earlier coordinator.
-    pub fn open(path: &Path, resume: bool) -> Result<Self, RunDirError> {
+    pub fn open(path: &Path, opening: Opening) -> Result<Self, RunDirError> {
         let io = |source| RunDirError::Io { path: path.to_owned(), source };
-        match resume {
-            true if !path.is_dir() => return Err(RunDirError::NothingToResume(path.to_owned())),
-            false if Self::is_begun(path) => return Err(RunDirError::Exists(path.to_owned())),
+        match opening {
+            Opening::Resume if !path.is_dir() => return Err(RunDirError::NothingToResume(path.to_owned())),
+            Opening::Start if Self::is_begun(path) => return Err(RunDirError::Exists(path.to_owned())),
             _ => fs::create_dir_all(path).map_err(io)?,
         }
         let lock = File::create(path.join("lock")).map_err(io)?;
@@ -98,8 +116,9 @@ impl RunDir {
         self.path.join("tensorboard")
     }
 
-    pub fn checkpoints(&self, job: &JobConfig) -> Result<CheckpointStore, StoreError> {
-        CheckpointStore::open(job.checkpoint.store_path().unwrap_or_else(|| self.path.join("checkpoints")))
+    /// Where the checkpoints are, unless the job says otherwise.
+    pub fn checkpoints(&self) -> Result<CheckpointStore, StoreError> {
+        CheckpointStore::open(checkpoints_in(&self.path))
     }
 
     /// The state for a new life of the coordinator: its term is one above the last.
@@ -128,6 +147,51 @@ impl RunDir {
     }
 }
 
+/// Where the run in `dir` keeps its checkpoints, unless its job says otherwise.
+pub fn checkpoints_in(dir: &Path) -> PathBuf {
+    dir.join("checkpoints")
+}
+
+/// The store that the job names; `None` where it leaves the checkpoints to the run directory.
+pub fn named_store(job: &JobConfig, variables: &Variables) -> Result<Option<CheckpointStore>, StoreError> {
+    let store = &job.checkpoint.store;
+    match job.checkpoint.store_path() {
+        _ if musher_store::is_url(store) => CheckpointStore::connect(store, variables).map(Some),
+        Some(dir) => CheckpointStore::open(dir).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Makes this coordinator the one that writes checkpoints, and `state` that of the run whose they are.
+///
+/// The run directory's lock keeps a second coordinator out of this directory, but not out of a store that both
+/// reach. There the newest term is the one that counts; it is above `state`'s and above the store's.
+pub fn take_over(
+    store: &CheckpointStore,
+    run_dir: &RunDir,
+    job: &JobConfig,
+    opening: Opening,
+    state: &mut RunState,
+) -> Result<(), RunDirError> {
+    let place = store.name();
+    if opening == Opening::Start && !store.is_empty()? {
+        return Err(RunDirError::StoreInUse(place));
+    }
+    if let Some(owner) = store.owner()? {
+        state.fences.term = state.fences.term.max(owner.term.next());
+        let is_begun = RunDir::is_begun(run_dir.path());
+        match opening {
+            // It never came to a checkpoint.
+            Opening::Start => {}
+            _ if !is_begun => state.id = owner.run_id,
+            _ if state.id == owner.run_id => {}
+            _ => return Err(RunDirError::OtherRun { place, path: run_dir.path().to_owned() }),
+        }
+    }
+    let (run, run_id, term) = (job.name.clone(), state.id.clone(), state.fences.term);
+    Ok(store.take_over(Owner { run, run_id, term })?)
+}
+
 /// The newest complete checkpoint as a point to go on from. Generations to come are above its own, also
 /// where `state.json` was lost.
 ///
@@ -135,6 +199,7 @@ impl RunDir {
 /// begins a new lineage.
 pub fn resume_point(
     store: &CheckpointStore,
+    run_dir: &RunDir,
     job: &JobConfig,
     state: &mut RunState,
 ) -> Result<Option<ResumePoint>, RunDirError> {
@@ -153,6 +218,7 @@ pub fn resume_point(
     }
     let progress: RunProgress = serde_json::from_value(manifest.progress.clone())
         .map_err(|error| RunDirError::Progress { id: manifest.id.to_string(), reason: error.to_string() })?;
+    fetch_best(store, run_dir, &progress);
     Ok(Some(ResumePoint {
         position: Position {
             lineage: manifest.lineage,
@@ -164,6 +230,16 @@ pub fn resume_point(
         progress,
         dataset_digest: manifest.dataset_digest,
     }))
+}
+
+/// A run directory that is new, where the checkpoints lie elsewhere, has no best weights yet.
+fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress) {
+    let Some(best) = progress.saved_best.as_ref().filter(|_| !run_dir.best_weights().exists()) else {
+        return;
+    };
+    if let Err(error) = store.copy_out(&best.checkpoint, store::WEIGHTS, &run_dir.best_weights()) {
+        warn!(checkpoint = best.checkpoint.as_str(), %error, "the best epoch's weights could not be fetched");
+    }
 }
 
 /// What may not change between a run's start and its resumption.

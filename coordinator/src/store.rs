@@ -1,43 +1,55 @@
-//! Checkpoints on a local directory: written aside, made visible whole, verified when read.
+//! Checkpoints in a directory or an object store: written aside, made visible whole, verified when read.
 //!
 //! Owns the layout `DIR/<id>/{part-<offset>.bin, manifest.json, ...}` and its durability. A
-//! checkpoint is visible only when every byte of it is on disk, and committing one never touches
+//! checkpoint is visible only when every byte of it is stored, and committing one never touches
 //! another. Knows nothing of tensors, of who sends the bytes or of when to take a checkpoint; it
 //! blocks, so callers keep it off their async threads. One process writes a directory at a time;
-//! the run directory's lock, which is not held here, sees to that.
+//! the run directory's lock, which is not held here, sees to that. An object store sees to it itself.
 
+mod directory;
 mod durable;
 mod error;
+mod index;
 mod manifest;
+mod objects;
 mod pending;
 mod state;
 mod writer;
 
 use std::cmp::Reverse;
-use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use musher_proto::ids::CheckpointId;
+use musher_store::{Patience, Store, Variables};
 
-pub use durable::{copy_atomically, write_atomically};
+pub use directory::Access;
+pub use durable::write_atomically;
 pub use error::StoreError;
+pub use index::Owner;
 pub use manifest::{Best, MANIFEST_VERSION, Manifest, Part, StoredFile};
 pub use pending::PendingCheckpoint;
 pub use state::StateReader;
 pub use writer::{FileWriter, PartWriter};
 
+use directory::Directory;
 use error::IoContext;
+use objects::Objects;
 
 const MANIFEST: &str = "manifest.json";
-/// A checkpoint not yet committed.
-const PENDING: &str = ".pending-";
-/// A checkpoint on its way out: renamed first, so that it vanishes whole.
-const REMOVED: &str = ".removed-";
+/// A file that some checkpoints have beside the state: the network's weights for others to open.
+pub const WEIGHTS: &str = "weights.safetensors";
 
-/// A directory of checkpoints.
+/// A place with checkpoints.
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
-    dir: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Directory(Directory),
+    Objects(Objects),
 }
 
 /// The newest checkpoint that can be trusted, and why newer ones cannot.
@@ -55,26 +67,66 @@ pub struct Skipped {
     pub reason: StoreError,
 }
 
+/// Readable manifests newest first, and the checkpoints without one.
+#[derive(Debug)]
+pub struct Listing {
+    pub manifests: Vec<Manifest>,
+    pub skipped: Vec<Skipped>,
+}
+
+/// A stored file: its length, and its bytes from the first on.
+struct Source {
+    bytes: u64,
+    reader: Box<dyn Read + Send>,
+}
+
 impl CheckpointStore {
     /// Opens `dir`, created if absent, and clears what a crashed process left half-done in it.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let dir = dir.into();
-        fs::create_dir_all(&dir).context("create", &dir)?;
-        for name in names(&dir)? {
-            if name.starts_with(PENDING) || name.starts_with(REMOVED) {
-                durable::remove_dir(&dir.join(name))?;
-            }
+        Directory::open(dir.into(), Access::Writing).map(Self::at_directory)
+    }
+
+    /// Opens `dir`, which must be there, and changes nothing in it.
+    pub fn look_at(dir: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Directory::open(dir.into(), Access::Looking).map(Self::at_directory)
+    }
+
+    /// Reaches the object store at `url`, with credentials from `variables`. What is to write there must
+    /// [`CheckpointStore::take_over`] first.
+    pub fn connect(url: &str, variables: &Variables) -> Result<Self, StoreError> {
+        // Somebody waits for this answer; later, work goes on meanwhile.
+        Store::open(url, variables, Patience::Short)?.check()?;
+        let store = Store::open(url, variables, Patience::Long)?;
+        Ok(Self { place: Place::Objects(Objects::new(store)) })
+    }
+
+    fn at_directory(directory: Directory) -> Self {
+        Self { place: Place::Directory(directory) }
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        match &self.place {
+            Place::Directory(directory) => directory.dir().display().to_string(),
+            Place::Objects(objects) => objects.url().to_owned(),
         }
-        Ok(Self { dir })
     }
 
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// Whose checkpoints an object store holds, as it says itself; a directory does not say.
+    pub fn owner(&self) -> Result<Option<Owner>, StoreError> {
+        match &self.place {
+            Place::Directory(_) => Ok(None),
+            Place::Objects(objects) => objects.owner(),
+        }
     }
 
-    /// Where a committed checkpoint's files are.
-    pub fn path_of(&self, id: &CheckpointId) -> PathBuf {
-        self.dir.join(id.as_str())
+    /// Makes this process the only one that can commit to an object store, in a term above those of all
+    /// before it, and clears what they left half-done. A directory is guarded by its run's lock.
+    pub fn take_over(&self, owner: Owner) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Directory(_) => Ok(()),
+            Place::Objects(objects) => objects.take_over(owner),
+        }
     }
 
     /// Begins a checkpoint whose logical state has `state_bytes` bytes.
@@ -82,15 +134,25 @@ impl CheckpointStore {
     /// An intact checkpoint of that name is never replaced, a damaged one is, at the commit.
     pub fn begin(&self, id: &CheckpointId, state_bytes: u64) -> Result<PendingCheckpoint, StoreError> {
         plain_name(id.as_str())?;
-        if self.path_of(id).exists() && self.verify(id).is_ok() {
+        if self.holds(id)? && self.verify(id).is_ok() {
             return Err(StoreError::AlreadyCommitted { id: id.clone() });
         }
-        PendingCheckpoint::create(&self.dir, id.clone(), state_bytes)
+        match &self.place {
+            Place::Directory(directory) => {
+                PendingCheckpoint::in_directory(directory.dir(), id.clone(), state_bytes)
+            }
+            Place::Objects(objects) => PendingCheckpoint::in_objects(objects, id.clone(), state_bytes),
+        }
+    }
+
+    /// Whether there is no checkpoint, not even one that can't be read.
+    pub fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.ids()?.is_empty())
     }
 
     /// The manifests of all complete checkpoints, newest first. Their state is not read.
     pub fn list(&self) -> Result<Vec<Manifest>, StoreError> {
-        Ok(self.scan()?.0)
+        Ok(self.scan()?.manifests)
     }
 
     /// The newest checkpoint whose every byte verifies.
@@ -98,12 +160,12 @@ impl CheckpointStore {
     /// Fails on a manifest of an unknown version: going back to an older checkpoint would quietly
     /// undo what a newer Musher did.
     pub fn load_latest(&self) -> Result<Latest, StoreError> {
-        let (manifests, mut skipped) = self.scan()?;
+        let Listing { manifests, mut skipped } = self.scan()?;
         if let Some(at) = skipped.iter().position(|skip| matches!(skip.reason, StoreError::Version { .. })) {
             return Err(skipped.swap_remove(at).reason);
         }
         for manifest in manifests {
-            match state::verify(&self.path_of(&manifest.id), &manifest) {
+            match self.verify_all(&manifest) {
                 Ok(()) => return Ok(Latest { manifest: Some(manifest), skipped }),
                 Err(reason) => skipped.push(Skipped { id: manifest.id, reason }),
             }
@@ -113,47 +175,95 @@ impl CheckpointStore {
 
     /// The manifest of checkpoint `id`, once all its bytes are verified.
     pub fn verify(&self, id: &CheckpointId) -> Result<Manifest, StoreError> {
-        plain_name(id.as_str())?;
-        let dir = self.path_of(id);
-        let manifest = manifest::read(&dir)?;
-        state::verify(&dir, &manifest)?;
+        let manifest = self.manifest(id)?;
+        self.verify_all(&manifest)?;
         Ok(manifest)
+    }
+
+    /// All that is wrong with the bytes of a checkpoint, in the order of its parts.
+    pub fn damages(&self, manifest: &Manifest) -> Vec<StoreError> {
+        let open = |file: &str| self.source(&manifest.id, file);
+        state::damages(manifest, open).collect()
     }
 
     /// The logical state of `id` from its first byte to its last.
     pub fn open_state(&self, id: &CheckpointId) -> Result<StateReader, StoreError> {
-        plain_name(id.as_str())?;
-        let dir = self.path_of(id);
-        let manifest = manifest::read(&dir)?;
-        Ok(StateReader::new(dir, manifest))
+        let manifest = self.manifest(id)?;
+        Ok(StateReader::new(self.clone(), manifest))
+    }
+
+    /// Replaces `to` by a copy of a file of checkpoint `id`, whole or not at all.
+    pub fn copy_out(&self, id: &CheckpointId, file: &str, to: &Path) -> Result<(), StoreError> {
+        let Source { mut reader, .. } = self.source(id, file)?;
+        durable::replace(to, |to| io::copy(&mut reader, to).map(drop))
     }
 
     /// Removes all complete checkpoints but the `keep` newest and `best`; says which went.
     pub fn prune(&self, keep: usize, best: Option<&CheckpointId>) -> Result<Vec<CheckpointId>, StoreError> {
         let surplus = self.list()?.into_iter().skip(keep).map(|manifest| manifest.id);
         let doomed: Vec<_> = surplus.filter(|id| Some(id) != best).collect();
-        for id in &doomed {
-            durable::remove_whole(&self.path_of(id), &self.dir.join(format!("{REMOVED}{id}")))?;
+        match &self.place {
+            Place::Directory(directory) => directory.remove(&doomed)?,
+            Place::Objects(objects) => objects.remove(&doomed)?,
         }
         Ok(doomed)
     }
 
-    /// Readable manifests newest first, and the checkpoints without one.
-    fn scan(&self) -> Result<(Vec<Manifest>, Vec<Skipped>), StoreError> {
+    /// All checkpoints, those that can't be read too.
+    pub fn scan(&self) -> Result<Listing, StoreError> {
+        let ids = self.ids()?;
         let (mut manifests, mut skipped) = (Vec::new(), Vec::new());
-        for name in names(&self.dir)? {
-            let dir = self.dir.join(&name);
-            if plain_name(&name).is_err() || !dir.is_dir() {
-                continue;
-            }
-            match manifest::read(&dir) {
+        for id in ids {
+            match self.manifest(&id) {
                 Ok(manifest) => manifests.push(manifest),
-                Err(reason) => skipped.push(Skipped { id: CheckpointId(name), reason }),
+                // What can't be reached is not damaged.
+                Err(reason @ StoreError::Remote(_)) if !reason.is_absence() => return Err(reason),
+                Err(reason) => skipped.push(Skipped { id, reason }),
             }
         }
         manifests.sort_by_key(|manifest| Reverse(manifest.age()));
         skipped.sort_by(|a, b| b.id.cmp(&a.id));
-        Ok((manifests, skipped))
+        Ok(Listing { manifests, skipped })
+    }
+
+    /// The manifest of `id`; the files it names are not read.
+    pub fn manifest(&self, id: &CheckpointId) -> Result<Manifest, StoreError> {
+        plain_name(id.as_str())?;
+        match &self.place {
+            Place::Directory(directory) => directory.manifest(id),
+            Place::Objects(objects) => objects.manifest(id),
+        }
+    }
+
+    fn verify_all(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let open = |file: &str| self.source(&manifest.id, file);
+        match state::damages(manifest, open).next() {
+            Some(damage) => Err(damage),
+            None => Ok(()),
+        }
+    }
+
+    fn ids(&self) -> Result<Vec<CheckpointId>, StoreError> {
+        match &self.place {
+            Place::Directory(directory) => directory.ids(),
+            Place::Objects(objects) => objects.ids(),
+        }
+    }
+
+    fn holds(&self, id: &CheckpointId) -> Result<bool, StoreError> {
+        match &self.place {
+            Place::Directory(directory) => Ok(directory.path_of(id).exists()),
+            Place::Objects(objects) => Ok(objects.ids()?.contains(id)),
+        }
+    }
+
+    fn source(&self, id: &CheckpointId, file: &str) -> Result<Source, StoreError> {
+        plain_name(id.as_str())?;
+        plain_name(file)?;
+        match &self.place {
+            Place::Directory(directory) => directory.source(id, file),
+            Place::Objects(objects) => objects.source(id, file),
+        }
     }
 }
 
@@ -166,15 +276,7 @@ fn plain_name(name: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = fs::read_dir(dir).context("list", dir)?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.context("list", dir)?.file_name();
-        names.extend(name.into_string());
-    }
-    Ok(names)
-}
-
+#[cfg(test)]
+mod object_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::{fs, net::SocketAddr, path::Path, sync::OnceLock, time::Duration};
 use musher_coordinator::{
     announce::{Addresses, Announcer},
     core::{Origin, Outcome, Status, Stopped},
-    run_dir::{self, RunDir, RunDirError},
+    run_dir::{self, Opening, RunDir, RunDirError},
     service::{Access, Door, Service},
     store::CheckpointStore,
     telemetry::{self, Console, LogFormat, Progress, TelemetryOptions},
@@ -77,12 +77,12 @@ struct Coordinator {
 
 impl Coordinator {
     async fn start(dir: &Path, job: JobConfig, resume: bool) -> Result<Self, RunDirError> {
-        let run_dir = RunDir::open(dir, resume)?;
-        let store = run_dir.checkpoints(&job)?;
+        let run_dir = RunDir::open(dir, if resume { Opening::Resume } else { Opening::Start })?;
+        let store = run_dir.checkpoints()?;
         let mut state = run_dir.next_state()?;
         let mut resumed = None;
         if resume {
-            resumed = run_dir::resume_point(&store, &job, &mut state)?;
+            resumed = run_dir::resume_point(&store, &run_dir, &job, &mut state)?;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

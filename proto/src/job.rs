@@ -288,7 +288,7 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Directory, or `file://` URL; empty: `checkpoints` in the run directory.
+    /// Directory, `file://` URL, or an object store's; empty: `checkpoints` in the run directory.
     pub store: String,
     /// Epochs between checkpoints; 0: none by epochs.
     pub every_epochs: u32,
@@ -392,9 +392,9 @@ impl Data {
 }
 
 impl Checkpoint {
-    /// `store` as a path; `None` where it is left to the run directory.
+    /// `store` as a path; `None` where it is left to the run directory, or is an object store.
     pub fn store_path(&self) -> Option<PathBuf> {
-        (!self.store.is_empty()).then(|| local_path(&self.store))
+        (!self.store.is_empty() && !check::is_object_store(&self.store)).then(|| local_path(&self.store))
     }
 }
 

@@ -117,10 +117,10 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
             Some(channel) = connected.recv() => shell.connected(channel),
             Some(product) = produced.recv() => match product {
                 Product::Report { generation, report } => Input::Reported { generation, report },
-                Product::Part { term, checkpoint, offset, snapshot, weights } => {
+                Product::Part { term, checkpoint, snapshot } => {
                     let worker = shell.options.identity.worker.clone();
                     let channel = shell.options.channel.clone();
-                    let upload = transfer::upload(channel, term, worker, checkpoint.clone(), offset, snapshot, weights);
+                    let upload = transfer::upload(channel, term, worker, checkpoint.clone(), snapshot);
                     task::spawn(async move {
                         if let Err(status) = upload.await {
                             warn!(checkpoint = checkpoint.as_str(), reason = status.message(), "a part was not stored");

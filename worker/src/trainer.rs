@@ -54,9 +54,7 @@ pub enum Product {
     Part {
         term: Term,
         checkpoint: CheckpointId,
-        offset: u64,
         snapshot: Snapshot,
-        weights: Option<Vec<u8>>,
     },
 }
 
@@ -198,18 +196,10 @@ impl Worker {
                 Report::Validated(self.trainer.validate(member, order)?)
             }
             Order::Save { term, save } => {
-                let snapshot = self.trainer.snapshot(save.offset, save.length)?;
-                let metadata = save.weights.map(|json| serde_json::from_str(&json).unwrap_or_default());
-                let weights = metadata
-                    .map(|metadata: BTreeMap<String, String>| self.trainer.weights(&metadata))
-                    .transpose()?;
-                return Ok(Product::Part {
-                    term,
-                    checkpoint: save.checkpoint,
-                    offset: save.offset,
-                    snapshot,
-                    weights,
-                });
+                let metadata: Option<BTreeMap<String, String>> =
+                    save.weights.map(|json| serde_json::from_str(&json).unwrap_or_default());
+                let snapshot = self.trainer.snapshot(save.offset, save.length, metadata.as_ref())?;
+                return Ok(Product::Part { term, checkpoint: save.checkpoint, snapshot });
             }
             Order::Leave => {
                 self.let_go()?;

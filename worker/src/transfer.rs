@@ -15,18 +15,17 @@ use crate::train::Snapshot;
 
 const CHUNK: usize = 1 << 20;
 
-/// Uploads a slice of the state, and the weights file where there is one.
+/// Uploads a slice of the state with its digest, and the weights file where there is one.
 pub async fn upload(
     channel: Link,
     term: Term,
     worker: WorkerId,
     checkpoint: CheckpointId,
-    offset: u64,
     snapshot: Snapshot,
-    weights: Option<Vec<u8>>,
 ) -> Result<(), Status> {
     let mut client = CheckpointsClient::new(channel);
-    let Snapshot { held, bytes, digest, stall_ms } = snapshot;
+    let digest = tokio::task::block_in_place(|| snapshot.digest());
+    let Snapshot { held, offset, bytes, weights, stall_ms } = snapshot;
     let header = |kind, length: usize| PartHeader {
         term,
         worker: worker.clone(),

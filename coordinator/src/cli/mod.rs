@@ -2,6 +2,7 @@
 
 mod access;
 mod certs;
+mod checkpoints;
 mod compare;
 mod data;
 mod files;
@@ -42,6 +43,9 @@ enum Subcommands {
     Stop(remote::Stop),
     /// Let one worker go between two steps; no step is lost
     Drain(remote::Drain),
+    /// List, verify, prune or export a run's checkpoints
+    #[command(subcommand)]
+    Checkpoints(checkpoints::Checkpoints),
     /// Draw the curves of runs beside each other, and print their figures
     Compare(compare::Compare),
     /// Write manifests for Kubernetes
@@ -142,6 +146,7 @@ impl Command {
             Subcommands::Status(status) => status.run(),
             Subcommands::Stop(stop) => stop.run(),
             Subcommands::Drain(drain) => drain.run(),
+            Subcommands::Checkpoints(checkpoints) => checkpoints.run(),
             Subcommands::Compare(compare) => compare.run(),
             Subcommands::Logs(logs) => logs.run(),
             Subcommands::Completions(completions) => completions.run(),

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix,
+    task,
 };
 use tracing::{info, warn};
 
@@ -16,8 +17,9 @@ use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
     http::{self, Guard, Site},
-    run_dir::{self, RunDir},
+    run_dir::{self, Opening, RunDir, RunDirError},
     service::{Handle, Service},
+    store::{CheckpointStore, StoreError},
     telemetry::{self, Feed, Progress, TelemetryOptions},
 };
 
@@ -78,8 +80,10 @@ pub(super) async fn prepare(
     };
     let feed = Feed::default();
     let run_dir = args.run_dir.clone().unwrap_or_else(|| job.run_dir());
-    let resume = args.resume || args.resume_or_start && RunDir::is_begun(&run_dir);
-    let run_dir = RunDir::open(&run_dir, resume).map_err(usage)?;
+    let named_store =
+        task::block_in_place(|| run_dir::named_store(&job, &musher_store::environment())).map_err(usage)?;
+    let opening = opening(args, &run_dir, named_store.as_ref()).map_err(usage)?;
+    let run_dir = RunDir::open(&run_dir, opening).map_err(usage)?;
     let console = telemetry::init(TelemetryOptions {
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),
@@ -88,12 +92,17 @@ pub(super) async fn prepare(
     })?;
     access::caution(&job.server, &door, &guard);
     files::allow_for(&job);
-    let store = run_dir.checkpoints(&job).map_err(usage)?;
-    let mut state = run_dir.next_state().map_err(usage)?;
-    let resumed = match resume {
-        true => run_dir::resume_point(&store, &job, &mut state).map_err(usage)?,
-        false => None,
-    };
+    let (store, state, resumed) = task::block_in_place(|| {
+        let store = named_store.map_or_else(|| run_dir.checkpoints(), Ok)?;
+        let mut state = run_dir.next_state()?;
+        run_dir::take_over(&store, &run_dir, &job, opening, &mut state)?;
+        let resumed = match opening {
+            Opening::Start => None,
+            _ => run_dir::resume_point(&store, &run_dir, &job, &mut state)?,
+        };
+        Ok::<_, RunDirError>((store, state, resumed))
+    })
+    .map_err(usage)?;
     let result_weights = match job.early_stopping.restore_best {
         true => run_dir.best_weights(),
         false => run_dir.last_weights(),
@@ -117,6 +126,27 @@ pub(super) async fn prepare(
     let service = Service { run_dir, store, job, origin, announcer, door };
     let watched = Watched { site, guard, probes, feed };
     Ok(Prepared { service, listener, address, watched, result_weights, json: args.json })
+}
+
+/// Whether a run begins here or goes on, by what was asked for and what is there.
+fn opening(
+    args: &JobArgs,
+    run_dir: &Path,
+    named_store: Option<&CheckpointStore>,
+) -> Result<Opening, StoreError> {
+    let has_checkpoints = || match named_store {
+        Some(store) => task::block_in_place(|| store.is_empty()).map(|empty| !empty),
+        None => Ok(false),
+    };
+    let is_asked = args.resume || args.resume_or_start && RunDir::is_begun(run_dir);
+    Ok(match is_asked {
+        // The store is asked only where it makes a difference.
+        true if run_dir.is_dir() => Opening::Resume,
+        true if has_checkpoints()? => Opening::ResumeFromElsewhere,
+        true => Opening::Resume,
+        false if args.resume_or_start && has_checkpoints()? => Opening::ResumeFromElsewhere,
+        false => Opening::Start,
+    })
 }
 
 fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {

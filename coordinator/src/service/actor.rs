@@ -15,10 +15,10 @@ use tracing::{debug, warn};
 use super::{Handle, Input, checkpoints::Uploads, sessions::Outbox};
 use crate::{
     announce::Announcer,
-    core::{Action, Core, Event, Outcome, Time},
+    core::{Action, Core, Event, Outcome, RunEvent, Time},
     http::metrics::Metrics,
     run_dir::RunDir,
-    store,
+    store::{self, StoreError},
 };
 
 pub(super) struct Actor {
@@ -88,6 +88,11 @@ impl Actor {
                     self.sessions.insert(session, outbox);
                     event
                 }
+                // Whatever it decided from here on, nothing of it would last.
+                Input::Fenced { reason } => {
+                    self.perform(Action::Emit(RunEvent::RunFailed { reason: reason.clone() })).await?;
+                    anyhow::bail!(reason);
+                }
                 Input::Status { reply } => {
                     let _ = reply.send(self.core.status(self.now()));
                     continue;
@@ -131,7 +136,8 @@ impl Actor {
                 self.sessions.remove(&session);
             }
             Action::OpenCheckpoint { checkpoint, lineage, state_bytes } => {
-                if let Err(error) = self.uploads.open(&checkpoint, lineage, state_bytes) {
+                let opened = task::block_in_place(|| self.uploads.open(&checkpoint, lineage, state_bytes));
+                if let Err(error) = opened {
                     self.follow_ups
                         .push_back(Event::CheckpointFailed { checkpoint, reason: error.to_string() });
                 }
@@ -142,15 +148,16 @@ impl Actor {
                 task::spawn(async move {
                     let checkpoint = commit.checkpoint.clone();
                     let done = task::spawn_blocking(move || uploads.commit(&commit, &job, &run_dir)).await;
-                    handle
-                        .tell(match done {
-                            Ok(Ok(bytes)) => Event::CheckpointCommitted { checkpoint, bytes },
-                            Ok(Err(error)) => {
-                                Event::CheckpointFailed { checkpoint, reason: error.to_string() }
-                            }
-                            Err(panic) => Event::CheckpointFailed { checkpoint, reason: panic.to_string() },
-                        })
-                        .await;
+                    let event = match done {
+                        Ok(Ok(bytes)) => Event::CheckpointCommitted { checkpoint, bytes },
+                        Ok(Err(error @ StoreError::Fenced { .. })) => {
+                            let _ = handle.send(Input::Fenced { reason: error.to_string() }).await;
+                            return;
+                        }
+                        Ok(Err(error)) => Event::CheckpointFailed { checkpoint, reason: error.to_string() },
+                        Err(panic) => Event::CheckpointFailed { checkpoint, reason: panic.to_string() },
+                    };
+                    handle.tell(event).await;
                 });
             }
             Action::AbandonCheckpoint { checkpoint } => self.uploads.abandon(&checkpoint),

@@ -13,7 +13,10 @@ use musher_proto::{
     message::{PartHeader, PartKind},
     wire::{self, checkpoints_server, upload_chunk::Body},
 };
-use tokio::{sync::mpsc, task, time};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task, time,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -23,17 +26,20 @@ use crate::{
     core::{Commit, Event},
     run_dir::RunDir,
     store::{
-        self, Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter,
-        PendingCheckpoint, StoreError, StoredFile,
+        Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter, PendingCheckpoint,
+        StoreError, StoredFile, WEIGHTS,
     },
 };
 
-const WEIGHTS: &str = "weights.safetensors";
 /// Between two chunks of an upload.
 const STALL: Duration = Duration::from_secs(60);
 const DOWNLOAD_CHUNK: usize = 1 << 20;
 /// Chunks read ahead of a download: enough to keep disk and network both busy.
 const DOWNLOAD_AHEAD: usize = 4;
+
+/// Parts that are written at once; the others wait. Each occupies a thread, and on its way to an object store
+/// some 24 MiB.
+const UPLOADS: usize = 8;
 
 /// The checkpoints that parts may come for.
 #[derive(Debug)]
@@ -76,7 +82,7 @@ impl Uploads {
             found: "one that is not open".into(),
         })?;
         let manifest = manifest(commit, job, open.parts, open.files);
-        let bytes = manifest.state_bytes + manifest.files.iter().map(|file| file.bytes).sum::<u64>();
+        let bytes = manifest.bytes();
         open.pending.commit(&manifest)?;
         // From here on the checkpoint stands, whatever becomes of the rest.
         if let Err(error) = self.tidy_up(commit, job, run_dir) {
@@ -86,12 +92,11 @@ impl Uploads {
     }
 
     fn tidy_up(&self, commit: &Commit, job: &JobConfig, run_dir: &RunDir) -> Result<(), StoreError> {
-        let weights = self.store.path_of(&commit.checkpoint).join(WEIGHTS);
         if commit.is_best {
-            store::copy_atomically(&weights, &run_dir.best_weights())?;
+            self.store.copy_out(&commit.checkpoint, WEIGHTS, &run_dir.best_weights())?;
         }
         if commit.is_last {
-            store::copy_atomically(&weights, &run_dir.last_weights())?;
+            self.store.copy_out(&commit.checkpoint, WEIGHTS, &run_dir.last_weights())?;
         }
         let best = commit.progress.saved_best.as_ref().map(|best| &best.checkpoint);
         self.store.prune(job.checkpoint.keep as usize, best)?;
@@ -203,12 +208,13 @@ fn manifest(commit: &Commit, job: &JobConfig, parts: Vec<Part>, files: Vec<Store
 pub(super) struct Checkpoints {
     handle: Handle,
     uploads: Arc<Uploads>,
+    places: Semaphore,
     term: Term,
 }
 
 impl Checkpoints {
     pub fn new(handle: Handle, uploads: Arc<Uploads>, term: Term) -> Self {
-        Self { handle, uploads, term }
+        Self { handle, uploads, places: Semaphore::new(UPLOADS), term }
     }
 
     async fn receive(
@@ -216,6 +222,7 @@ impl Checkpoints {
         header: &PartHeader,
         mut inbound: Streaming<wire::UploadChunk>,
     ) -> Result<(), Status> {
+        let _place = self.places.acquire().await.expect("nobody closes it");
         let mut writer = task::block_in_place(|| self.uploads.writer(header))?;
         while let Some(wire::UploadChunk { body }) = soon(inbound.message()).await? {
             let Some(Body::Chunk(chunk)) = body else {
@@ -272,8 +279,8 @@ impl checkpoints_server::Checkpoints for Checkpoints {
         request: Request<wire::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let id = CheckpointId(request.into_inner().checkpoint);
-        let mut reader =
-            self.uploads.store.open_state(&id).map_err(|error| Status::not_found(error.to_string()))?;
+        let mut reader = task::block_in_place(|| self.uploads.store.open_state(&id))
+            .map_err(|error| Status::not_found(error.to_string()))?;
         let (sender, chunks) = mpsc::channel(DOWNLOAD_AHEAD);
         task::spawn_blocking(move || {
             loop {

@@ -83,6 +83,10 @@ enum Input {
     Status {
         reply: oneshot::Sender<RunStatus>,
     },
+    /// Another coordinator has taken the store over.
+    Fenced {
+        reason: String,
+    },
 }
 
 impl Handle {

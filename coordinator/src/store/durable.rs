@@ -8,18 +8,13 @@ use std::path::{Path, PathBuf};
 use super::StoreError;
 use super::error::IoContext;
 
-/// Replaces `to` by a copy of `from`: readers see the old file or the new one, never a torn one.
-pub fn copy_atomically(from: &Path, to: &Path) -> Result<(), StoreError> {
-    let mut source = File::open(from).context("open", from)?;
-    replace(to, |file| io::copy(&mut source, file).map(drop))
-}
-
 /// Replaces `to` by a file of `bytes`: readers see the old file or the new one, never a torn one.
 pub fn write_atomically(to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     replace(to, |file| file.write_all(bytes))
 }
 
-fn replace(to: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+/// Replaces `to` by what `fill` writes: readers see the old file or the new one.
+pub(super) fn replace(to: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
     let aside = aside(to);
     let written = write_durably(&aside, fill)
         .context("write", to)
@@ -80,7 +75,8 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("best"));
         fs::write(&from, "new").unwrap();
         fs::write(&to, "old").unwrap();
-        copy_atomically(&from, &to).unwrap();
+        let mut from = File::open(&from).unwrap();
+        replace(&to, |to| io::copy(&mut from, to).map(drop)).unwrap();
         assert_eq!(fs::read_to_string(&to).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
@@ -91,7 +87,9 @@ mod tests {
         let to = dir.path().join("best");
         fs::write(&to, "old").unwrap();
         // Opening a directory works, reading it does not: the copy fails half-way.
-        assert!(matches!(copy_atomically(dir.path(), &to), Err(StoreError::Io { .. })));
+        let mut from = File::open(dir.path()).unwrap();
+        let copied = replace(&to, |to| io::copy(&mut from, to).map(drop));
+        assert!(matches!(copied, Err(StoreError::Io { .. })));
         assert_eq!(fs::read_to_string(&to).unwrap(), "old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -22,6 +22,8 @@ pub enum StoreError {
     Length { file: String, expected: u64, found: u64 },
     #[error("{file} has digest {found:016x}, not {expected:016x}; its bytes changed on the way or on disk")]
     Digest { file: String, expected: u64, found: u64 },
+    #[error("cannot find {file}, which was stored before; something else writes to this place")]
+    Lost { file: String },
     #[error("the state's bytes {from}..{to} are in no part")]
     Gap { from: u64, to: u64 },
     #[error("the state's bytes from {from} are in more than one part")]
@@ -34,6 +36,26 @@ pub enum StoreError {
     Manifest { path: PathBuf, reason: String },
     #[error("the manifest is of {found}, not of {expected}; it was moved or copied by hand")]
     WrongCheckpoint { expected: String, found: String },
+    #[error(transparent)]
+    Remote(#[from] musher_store::StoreError),
+    #[error("this process only looks at {url}, it may not write there; take it over first")]
+    ReadOnly { url: String },
+    #[error(
+        "{url} ignores the conditions of writes (If-None-Match), so nothing would keep two coordinators apart there; use a store that honours them"
+    )]
+    Unconditional { url: String },
+    #[error(
+        "another coordinator has taken {url} over{}, this one of term {term} may not commit there any more",
+        by.map(|by| format!(" in term {by}")).unwrap_or_default()
+    )]
+    Fenced { url: String, term: u64, by: Option<u64> },
+}
+
+impl StoreError {
+    /// Whether an object store answered that something is not there.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Remote(musher_store::StoreError::Absent { .. }))
+    }
 }
 
 /// Adds what was being done to what to an I/O error.

@@ -3,13 +3,12 @@
 //! Owns its JSON form and its version. What the coordinator keeps in the `serde_json::Value`
 //! fields is the coordinator's; a resume takes it from here alone.
 
-use std::fs;
 use std::path::Path;
 
 use musher_proto::ids::{CheckpointId, Epoch, Generation, Step};
 use serde::{Deserialize, Serialize};
 
-use super::{IoContext, MANIFEST, StoreError, plain_name};
+use super::{StoreError, plain_name};
 
 /// The form of manifest this version writes and reads.
 pub const MANIFEST_VERSION: u64 = 1;
@@ -79,6 +78,11 @@ pub struct Best {
 }
 
 impl Manifest {
+    /// Of the state and of the files beside it.
+    pub fn bytes(&self) -> u64 {
+        self.state_bytes + self.files.iter().map(|file| file.bytes).sum::<u64>()
+    }
+
     /// Orders checkpoints from old to new: labels first, for clocks jump.
     pub(super) fn age(&self) -> (Generation, Step, u64, CheckpointId) {
         (self.lineage, self.applied, self.created_unix_ms, self.id.clone())
@@ -120,31 +124,28 @@ pub(super) fn slice_end(offset: u64, bytes: u64, state_bytes: u64) -> Result<u64
     if bytes > 0 && between_words { Ok(end) } else { Err(refused) }
 }
 
-/// Reads the manifest of the checkpoint in `dir`; the files it names are not read.
-pub(super) fn read(dir: &Path) -> Result<Manifest, StoreError> {
+/// The manifest of checkpoint `id` from its text, which was found at `path`.
+pub(super) fn parse(text: &[u8], id: &CheckpointId, path: &Path) -> Result<Manifest, StoreError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u64,
     }
 
-    let path = dir.join(MANIFEST);
-    let text = fs::read(&path).context("read", &path)?;
     let damaged =
-        |error: serde_json::Error| StoreError::Manifest { path: path.clone(), reason: error.to_string() };
-    let Versioned { version } = serde_json::from_slice(&text).map_err(damaged)?;
+        |error: serde_json::Error| StoreError::Manifest { path: path.to_owned(), reason: error.to_string() };
+    let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
     if version != MANIFEST_VERSION {
+        let path = path.to_owned();
         return Err(StoreError::Version { path, found: version, known: MANIFEST_VERSION });
     }
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(damaged)?;
+    let manifest: Manifest = serde_json::from_slice(text).map_err(damaged)?;
     for file in
         manifest.files.iter().map(|file| &file.file).chain(manifest.parts.iter().map(|part| &part.file))
     {
         plain_name(file)?;
     }
-    let name = dir.file_name().unwrap_or_default();
-    if name != manifest.id.as_str() {
-        let expected = name.to_string_lossy().into_owned();
-        return Err(StoreError::WrongCheckpoint { expected, found: manifest.id.0 });
+    if manifest.id != *id {
+        return Err(StoreError::WrongCheckpoint { expected: id.to_string(), found: manifest.id.0 });
     }
     Ok(manifest)
 }

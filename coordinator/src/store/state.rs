@@ -1,32 +1,36 @@
 //! Reading a committed checkpoint back: the logical state in order, and the proof that it is whole.
 
-use std::fs::{self, File};
+use std::fmt;
 use std::io::{self, Read, Take};
-use std::path::{Path, PathBuf};
 use std::vec;
 
 use super::writer::RunningDigest;
-use super::{IoContext, Manifest, Part, StoreError};
+use super::{CheckpointStore, IoContext, Manifest, Part, Source, StoreError};
 
 /// Reads the logical state from its first byte to its last, across its parts.
-#[derive(Debug)]
 pub struct StateReader {
-    dir: PathBuf,
+    store: CheckpointStore,
     manifest: Manifest,
     /// Parts not begun yet, in the state's order.
     parts: vec::IntoIter<Part>,
-    current: Option<Take<File>>,
+    current: Option<Take<Box<dyn Read + Send>>>,
 }
 
 impl StateReader {
-    pub(super) fn new(dir: PathBuf, manifest: Manifest) -> Self {
+    pub(super) fn new(store: CheckpointStore, manifest: Manifest) -> Self {
         let mut parts = manifest.parts.clone();
         parts.sort_by_key(|part| part.offset);
-        Self { dir, manifest, parts: parts.into_iter(), current: None }
+        Self { store, manifest, parts: parts.into_iter(), current: None }
     }
 
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+}
+
+impl fmt::Debug for StateReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateReader").field("id", &self.manifest.id).field("parts", &self.parts).finish()
     }
 }
 
@@ -41,34 +45,40 @@ impl Read for StateReader {
                 return Ok(read);
             }
             let Some(part) = self.parts.next() else { return Ok(0) };
-            self.current = Some(File::open(self.dir.join(&part.file))?.take(part.bytes));
+            let source = self.store.source(&self.manifest.id, &part.file).map_err(io::Error::other)?;
+            self.current = Some(source.reader.take(part.bytes));
         }
     }
 }
 
-/// Reads every byte the manifest names and compares lengths and digests.
-pub(super) fn verify(dir: &Path, manifest: &Manifest) -> Result<(), StoreError> {
-    manifest.check_parts()?;
-    for part in &manifest.parts {
-        verify_file(dir, &part.file, part.bytes, part.offset / 4, part.digest)?;
-    }
-    for file in &manifest.files {
-        verify_file(dir, &file.file, file.bytes, 0, file.digest)?;
-    }
-    Ok(())
+/// Reads every byte the manifest names, by way of `open`, and compares lengths and digests.
+pub(super) fn damages<'a>(
+    manifest: &'a Manifest,
+    open: impl Fn(&str) -> Result<Source, StoreError> + 'a,
+) -> impl Iterator<Item = StoreError> + 'a {
+    let parts = manifest.parts.iter().map(|part| (&part.file, part.bytes, part.offset / 4, part.digest));
+    let files = manifest.files.iter().map(|file| (&file.file, file.bytes, 0, file.digest));
+    let bytes = parts.chain(files).filter_map(move |(file, bytes, first_word, digest)| {
+        open(file).and_then(|source| verify_file(source, file, bytes, first_word, digest)).err()
+    });
+    manifest.check_parts().err().into_iter().chain(bytes)
 }
 
-fn verify_file(dir: &Path, name: &str, bytes: u64, first_word: u64, expected: u64) -> Result<(), StoreError> {
-    let path = dir.join(name);
-    let length = fs::metadata(&path).context("find", &path)?.len();
-    if length != bytes {
-        return Err(StoreError::Length { file: name.to_owned(), expected: bytes, found: length });
+fn verify_file(
+    source: Source,
+    name: &str,
+    bytes: u64,
+    first_word: u64,
+    expected: u64,
+) -> Result<(), StoreError> {
+    if source.bytes != bytes {
+        return Err(StoreError::Length { file: name.to_owned(), expected: bytes, found: source.bytes });
     }
-    let mut file = File::open(&path).context("open", &path)?;
+    let mut reader = source.reader;
     let mut digest = RunningDigest::starting_at(first_word);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut buffer).context("read", &path)? {
+        match reader.read(&mut buffer).context("read", name.as_ref())? {
             0 => break,
             read => digest.update(&buffer[..read]),
         }

@@ -1,6 +1,7 @@
 //! What a crash, a bad disk or a bad peer may do to checkpoints, and what they must survive.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::Read;
 use std::process::Command;
 
@@ -10,9 +11,9 @@ use tempfile::TempDir;
 
 use super::*;
 
-const SLICES: [(u64, u64); 3] = [(0, 400), (400, 8), (408, 594)];
+pub(super) const SLICES: [(u64, u64); 3] = [(0, 400), (400, 8), (408, 594)];
 
-fn state(seed: u8) -> Vec<u8> {
+pub(super) fn state(seed: u8) -> Vec<u8> {
     (0..1002u32).map(|i| (i.wrapping_mul(31) as u8) ^ seed).collect()
 }
 
@@ -22,11 +23,11 @@ fn store() -> (TempDir, CheckpointStore) {
     (dir, store)
 }
 
-fn id(step: u64) -> CheckpointId {
+pub(super) fn id(step: u64) -> CheckpointId {
     CheckpointId::of(Epoch(1), Step(step))
 }
 
-fn manifest(step: u64, state: &[u8], parts: Vec<Part>, files: Vec<StoredFile>) -> Manifest {
+pub(super) fn manifest(step: u64, state: &[u8], parts: Vec<Part>, files: Vec<StoredFile>) -> Manifest {
     Manifest {
         version: MANIFEST_VERSION,
         id: id(step),
@@ -50,7 +51,7 @@ fn manifest(step: u64, state: &[u8], parts: Vec<Part>, files: Vec<StoredFile>) -
 }
 
 /// Writes the slices of `state` as ranks would, last one first and in odd chunks.
-fn upload(pending: &PendingCheckpoint, state: &[u8], slices: &[(u64, u64)]) -> Vec<Part> {
+pub(super) fn upload(pending: &PendingCheckpoint, state: &[u8], slices: &[(u64, u64)]) -> Vec<Part> {
     let write = |&(offset, bytes): &(u64, u64)| {
         let slice = &state[offset as usize..][..bytes as usize];
         let mut writer = pending.part(offset, bytes).unwrap();
@@ -60,13 +61,13 @@ fn upload(pending: &PendingCheckpoint, state: &[u8], slices: &[(u64, u64)]) -> V
     slices.iter().rev().map(write).collect()
 }
 
-fn weights(pending: &PendingCheckpoint) -> StoredFile {
+pub(super) fn weights(pending: &PendingCheckpoint) -> StoredFile {
     let mut weights = pending.file("weights.safetensors", 5).unwrap();
     weights.write(b"hello").unwrap();
     weights.finish().unwrap()
 }
 
-fn commit(store: &CheckpointStore, step: u64) -> Vec<u8> {
+pub(super) fn commit(store: &CheckpointStore, step: u64) -> Vec<u8> {
     let state = state(step as u8);
     let pending = store.begin(&id(step), state.len() as u64).unwrap();
     let (parts, files) = (upload(&pending, &state, &SLICES), vec![weights(&pending)]);
@@ -74,12 +75,23 @@ fn commit(store: &CheckpointStore, step: u64) -> Vec<u8> {
     state
 }
 
-fn listed(store: &CheckpointStore) -> Vec<CheckpointId> {
+pub(super) fn listed(store: &CheckpointStore) -> Vec<CheckpointId> {
     store.list().unwrap().into_iter().map(|manifest| manifest.id).collect()
 }
 
 fn entries(store: &CheckpointStore) -> usize {
-    fs::read_dir(store.dir()).unwrap().count()
+    fs::read_dir(dir(store)).unwrap().count()
+}
+
+fn dir(store: &CheckpointStore) -> &Path {
+    match &store.place {
+        Place::Directory(directory) => directory.dir(),
+        Place::Objects(_) => panic!("these tests are of directories"),
+    }
+}
+
+fn path_of(store: &CheckpointStore, id: &CheckpointId) -> PathBuf {
+    dir(store).join(id.as_str())
 }
 
 /// The newest checkpoint is not to be trusted, the one before is, and the reason is told.
@@ -145,10 +157,10 @@ fn a_crashed_process_leftovers_are_cleared_at_open() {
     let pending = store.begin(&id(2), 1002).unwrap();
     upload(&pending, &state(2), &SLICES);
     std::mem::forget(pending);
-    fs::create_dir(store.dir().join(".removed-e0001-s00000000")).unwrap();
+    fs::create_dir(dir(&store).join(".removed-e0001-s00000000")).unwrap();
     assert_eq!(listed(&store), [id(1)]);
     assert_eq!(entries(&store), 3);
-    let reopened = CheckpointStore::open(store.dir()).unwrap();
+    let reopened = CheckpointStore::open(dir(&store)).unwrap();
     assert_eq!(entries(&reopened), 1);
     assert_eq!(listed(&reopened), [id(1)]);
 }
@@ -168,7 +180,7 @@ fn a_damaged_checkpoint_is_skipped_with_its_reason() {
         let (_dir, store) = store();
         commit(&store, 1);
         commit(&store, 2);
-        damage(&store.path_of(&id(2)));
+        damage(&path_of(&store, &id(2)));
         let reason = falls_back(&store, 2, 1);
         assert!(reason.contains(expected), "{reason}");
         // The step is trained again, and its checkpoint takes the damaged one's place.
@@ -182,7 +194,7 @@ fn a_damaged_checkpoint_is_skipped_with_its_reason() {
 fn nothing_to_trust_is_not_an_error() {
     let (_dir, store) = store();
     commit(&store, 1);
-    flip(&store.path_of(&id(1)).join("part-0.bin"), 0);
+    flip(&path_of(&store, &id(1)).join("part-0.bin"), 0);
     let latest = store.load_latest().unwrap();
     assert!(latest.manifest.is_none());
     assert_eq!(latest.skipped.len(), 1);
@@ -193,7 +205,7 @@ fn a_manifest_of_another_version_is_refused_not_skipped() {
     let (_dir, store) = store();
     commit(&store, 1);
     commit(&store, 2);
-    let path = store.path_of(&id(2)).join(MANIFEST);
+    let path = path_of(&store, &id(2)).join(MANIFEST);
     fs::write(&path, r#"{"version": 9, "what": "is this"}"#).unwrap();
     let error = store.load_latest().unwrap_err();
     assert!(matches!(error, StoreError::Version { found: 9, .. }));
@@ -206,7 +218,7 @@ fn a_checkpoint_moved_by_hand_is_skipped() {
     let (_dir, store) = store();
     commit(&store, 1);
     commit(&store, 2);
-    fs::rename(store.path_of(&id(2)), store.path_of(&id(3))).unwrap();
+    fs::rename(path_of(&store, &id(2)), path_of(&store, &id(3))).unwrap();
     assert!(falls_back(&store, 3, 1).contains("by hand"));
 }
 
@@ -305,7 +317,7 @@ fn prune_keeps_the_newest_and_the_best() {
 fn a_state_cut_off_while_it_is_read_is_an_error_not_an_end() {
     let (_dir, store) = store();
     commit(&store, 1);
-    truncate(&store.path_of(&id(1)).join("part-400.bin"), 4);
+    truncate(&path_of(&store, &id(1)).join("part-400.bin"), 4);
     let mut read = Vec::new();
     let error = store.open_state(&id(1)).unwrap().read_to_end(&mut read).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);

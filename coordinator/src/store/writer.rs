@@ -1,6 +1,6 @@
-//! Bytes into one file of a pending checkpoint, counted and digested on their way.
+//! Bytes into one file or object of a pending checkpoint, counted and digested on their way.
 //!
-//! A writer that is dropped before it finished removes its file. Writers share nothing with their
+//! A writer that is dropped before it finished removes what it wrote. Writers share nothing with their
 //! checkpoint but the directory, so each can run on a thread of its own.
 
 use std::fs::{self, File};
@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 use musher_proto::digest;
+use musher_store::Upload;
 
 use super::{IoContext, Part, StoreError, StoredFile};
 
@@ -40,12 +41,25 @@ impl PartWriter {
 #[derive(Debug)]
 pub struct FileWriter {
     name: String,
-    path: PathBuf,
-    file: File,
+    sink: Sink,
     length: u64,
     written: u64,
     digest: RunningDigest,
-    finished: bool,
+}
+
+/// Where the bytes go.
+#[derive(Debug)]
+enum Sink {
+    File(Removing),
+    Object(Upload),
+}
+
+/// A file that is removed unless it was kept.
+#[derive(Debug)]
+struct Removing {
+    path: PathBuf,
+    file: File,
+    kept: bool,
 }
 
 impl FileWriter {
@@ -65,9 +79,18 @@ impl FileWriter {
         Ok(Self::over(file, path, name, first_word, length))
     }
 
+    /// An object is there when it is finished, and not before.
+    pub(super) fn upload(upload: Upload, name: String, first_word: u64, length: u64) -> Self {
+        Self::into_sink(Sink::Object(upload), name, first_word, length)
+    }
+
     pub(super) fn over(file: File, path: PathBuf, name: String, first_word: u64, length: u64) -> Self {
+        Self::into_sink(Sink::File(Removing { path, file, kept: false }), name, first_word, length)
+    }
+
+    fn into_sink(sink: Sink, name: String, first_word: u64, length: u64) -> Self {
         let digest = RunningDigest::starting_at(first_word);
-        Self { name, path, file, length, written: 0, digest, finished: false }
+        Self { name, sink, length, written: 0, digest }
     }
 
     /// Takes the file's next bytes, of any length.
@@ -76,7 +99,10 @@ impl FileWriter {
         if written > self.length {
             return Err(self.wrong_length(written));
         }
-        self.file.write_all(bytes).context("write", &self.path)?;
+        match &mut self.sink {
+            Sink::File(Removing { path, file, .. }) => file.write_all(bytes).context("write", path)?,
+            Sink::Object(upload) => upload.write(bytes)?,
+        }
         self.digest.update(bytes);
         self.written = written;
         Ok(())
@@ -87,17 +113,22 @@ impl FileWriter {
         self.finish_with(None)
     }
 
-    fn finish_with(mut self, expected_digest: Option<u64>) -> Result<StoredFile, StoreError> {
+    fn finish_with(self, expected_digest: Option<u64>) -> Result<StoredFile, StoreError> {
         if self.written != self.length {
             return Err(self.wrong_length(self.written));
         }
         let found = self.digest.finish();
         if let Some(expected) = expected_digest.filter(|expected| *expected != found) {
-            return Err(StoreError::Digest { file: self.name.clone(), expected, found });
+            return Err(StoreError::Digest { file: self.name, expected, found });
         }
-        self.file.sync_all().context("flush", &self.path)?;
-        self.finished = true;
-        Ok(StoredFile { file: self.name.clone(), bytes: self.written, digest: found })
+        match self.sink {
+            Sink::File(mut removing) => {
+                removing.file.sync_all().context("flush", &removing.path)?;
+                removing.kept = true;
+            }
+            Sink::Object(upload) => drop(upload.finish()?),
+        }
+        Ok(StoredFile { file: self.name, bytes: self.written, digest: found })
     }
 
     fn wrong_length(&self, found: u64) -> StoreError {
@@ -105,9 +136,9 @@ impl FileWriter {
     }
 }
 
-impl Drop for FileWriter {
+impl Drop for Removing {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.kept {
             // The checkpoint's removal or the next open takes what is left over.
             let _ = fs::remove_file(&self.path);
         }

@@ -4,7 +4,7 @@
 
 use super::{JobConfig, JobError, Place};
 
-/// Schemes of object stores, which a job may name one day.
+/// Schemes of object stores.
 const OBJECT_STORES: [&str; 3] = ["s3://", "gs://", "az://"];
 
 /// Samples; what one of them costs is its files' bytes in memory.
@@ -217,7 +217,7 @@ fn timeouts(job: &JobConfig) -> Result<(), Problem> {
 }
 
 fn checkpoint(job: &JobConfig) -> Result<(), Problem> {
-    local("checkpoint.store", &job.checkpoint.store)?;
+    known("checkpoint.store", &job.checkpoint.store)?;
     at_least_one("checkpoint.keep", job.checkpoint.keep)
 }
 
@@ -291,16 +291,27 @@ fn filled(key: &'static str, value: &str, what: &str) -> Result<(), Problem> {
 }
 
 fn local(key: &'static str, place: &str) -> Result<(), Problem> {
-    if OBJECT_STORES.iter().any(|scheme| place.starts_with(scheme)) {
+    if is_object_store(place) {
         return Err(Problem::NotAvailable {
             key,
             what: format!("the object store {place}"),
             instead: "a directory",
         });
     }
-    require(!place.contains("://") || place.starts_with("file:///"), key, || {
-        format!("\"{place}\" is not a URL known here; use a directory or file:///DIRECTORY")
+    known(key, place)
+}
+
+/// A directory or a URL. Where an object store's URL names no place in it, the store says so.
+fn known(key: &'static str, place: &str) -> Result<(), Problem> {
+    let is_known = is_object_store(place) || !place.contains("://") || place.starts_with("file:///");
+    require(is_known, key, || {
+        let scheme = place.split_once("://").map_or("", |(scheme, _)| scheme);
+        format!("{scheme}:// is not a kind of URL known here; use a directory or file:///DIRECTORY")
     })
+}
+
+pub(super) fn is_object_store(place: &str) -> bool {
+    OBJECT_STORES.iter().any(|scheme| place.starts_with(scheme))
 }
 
 fn near_multiple(size: u32) -> u32 {

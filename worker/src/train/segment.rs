@@ -1,6 +1,7 @@
 //! A segment: steps in a row without a word to the coordinator.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -131,31 +132,37 @@ impl Trainer {
         Ok(())
     }
 
-    /// How long a piece of work held the training thread, in milliseconds.
-    pub(super) fn timed<T>(work: impl FnOnce() -> Result<T, TrainError>) -> Result<(T, f64), TrainError> {
+    /// A copy of what a checkpoint wants of this rank, and how long that held the training thread. Whatever
+    /// can be done with the copy later is left for later.
+    pub fn snapshot(
+        &mut self,
+        offset: u64,
+        length: u64,
+        weights: Option<&BTreeMap<String, String>>,
+    ) -> Result<Snapshot, TrainError> {
         let started = Instant::now();
-        let result = work()?;
-        Ok((result, started.elapsed().as_secs_f64() * 1e3))
-    }
-
-    /// A copy of a slice of the state, its digest, and how long the copy held the training thread.
-    pub fn snapshot(&mut self, offset: u64, length: u64) -> Result<Snapshot, TrainError> {
         self.board.enter(WorkerPhase::Saving);
-        let replica = &self.replica;
-        let (bytes, stall_ms) = Self::timed(|| Ok(replica.read_state(offset, length as usize)?))?;
-        Ok(Snapshot {
-            held: self.label(),
-            digest: musher_proto::digest::of_slice(offset / 4, &bytes),
-            bytes,
-            stall_ms,
-        })
+        let bytes = self.replica.read_state(offset, length as usize)?;
+        let weights = weights.map(|metadata| self.weights(metadata)).transpose()?;
+        let stall_ms = started.elapsed().as_secs_f64() * 1e3;
+        Ok(Snapshot { held: self.label(), offset, bytes, weights, stall_ms })
     }
 }
 
 /// A slice of a replica's state at one moment.
 pub struct Snapshot {
     pub held: ReplicaLabel,
+    /// Of the slice, in the state.
+    pub offset: u64,
     pub bytes: Vec<u8>,
-    pub digest: u64,
+    /// The network's weights as a safetensors file, where they were asked for.
+    pub weights: Option<Vec<u8>>,
     pub stall_ms: f64,
+}
+
+impl Snapshot {
+    /// Of the slice at its place in the state.
+    pub fn digest(&self) -> u64 {
+        musher_proto::digest::of_slice(self.offset / 4, &self.bytes)
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
 fn digest_of_parts(team: &mut Team) -> u64 {
     let parts = team.snapshots();
     agreed(parts.iter().map(|part| part.held));
-    parts.iter().fold(0, |sum, part| sum.wrapping_add(part.digest))
+    parts.iter().fold(0, |sum, part| sum.wrapping_add(part.digest()))
 }
 
 /// Batch norm's statistics follow each rank's own share, until they are pooled at the segment's end.

@@ -363,7 +363,7 @@ impl Team {
         let cut = |rank: u64| words * rank / world * 4;
         self.each_ranked(|rank, worker| {
             let (start, end) = (cut(rank.into()), cut(u64::from(rank) + 1));
-            worker.trainer.snapshot(start, end - start).unwrap()
+            worker.trainer.snapshot(start, end - start, None).unwrap()
         })
     }
 }

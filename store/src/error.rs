@@ -1,0 +1,136 @@
+//! What can go wrong with a store, each as a sentence that says what to do.
+
+use std::error::Error as StdError;
+
+use object_store::{
+    Error,
+    client::{HttpError, HttpErrorKind},
+};
+
+use crate::address::{Address, Provider};
+
+/// Longest part of a server's own words that is repeated.
+const WORDS: usize = 160;
+/// What is done before anything is asked of the store; it fails for want of what the environment should have.
+pub(crate) const CONNECT: &str = "use";
+/// What object_store says before a response's status.
+const STATUS: &str = "status code: ";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(
+        "\"{url}\" names no place in an object store: {reason}; write it as s3://BUCKET/PREFIX, gs:// or az://"
+    )]
+    Url { url: String, reason: &'static str },
+    #[error("cannot {action} {url}: it cannot be reached ({cause}); check the network and {variables}")]
+    Unreachable { action: &'static str, url: String, cause: String, variables: &'static str },
+    #[error("cannot {action} {url}: there is no bucket \"{bucket}\"; create it, or correct the URL")]
+    NoBucket { action: &'static str, url: String, bucket: String },
+    #[error(
+        "cannot {action} {url}: the credentials are refused ({cause}); check {variables}, and what they allow"
+    )]
+    Denied { action: &'static str, url: String, cause: String, variables: &'static str },
+    #[error("cannot {action} {url}: no credentials were found ({cause}); set {variables}")]
+    NoCredentials { action: &'static str, url: String, cause: String, variables: &'static str },
+    #[error("there is no {url}")]
+    Absent { url: String },
+    #[error("{url} is not what it was: another process has written it")]
+    Condition { url: String },
+    #[error("cannot {action} {url}: {cause}")]
+    Other { action: &'static str, url: String, cause: String },
+}
+
+/// The sentence for `error`, which came of what was done with `key`.
+pub(crate) fn tell(address: &Address, action: &'static str, key: &str, error: &Error) -> StoreError {
+    let (url, cause) = (address.url_of(key), cause(error));
+    match (error, status(error)) {
+        // In a bucket that is there, a list can be empty and a write makes what it needs.
+        (Error::NotFound { .. }, _) if action == "read" && !says_no_bucket(error) => {
+            StoreError::Absent { url }
+        }
+        (Error::NotFound { .. }, _) | (_, Some(404)) => {
+            StoreError::NoBucket { action, url, bucket: address.bucket.clone() }
+        }
+        _ if is_unmet(error) => StoreError::Condition { url },
+        (_, Some(401 | 403)) => {
+            StoreError::Denied { action, url, cause, variables: credentials(address.provider) }
+        }
+        _ if action == CONNECT || asks_the_machine(error) => {
+            StoreError::NoCredentials { action, url, cause, variables: credentials(address.provider) }
+        }
+        _ if is_unreachable(error) => {
+            StoreError::Unreachable { action, url, cause, variables: endpoint(address.provider) }
+        }
+        _ => StoreError::Other { action, url, cause },
+    }
+}
+
+pub(crate) fn is_absent(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. }) && !says_no_bucket(error)
+}
+
+/// Whether the condition of a write did not hold.
+pub(crate) fn is_unmet(error: &Error) -> bool {
+    matches!(error, Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotModified { .. })
+}
+
+/// Whether the server may have done what was asked, though it was not heard to say so.
+pub(crate) fn may_have_taken_effect(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. } | Error::JoinError { .. })
+}
+
+/// The innermost reason in one line, without addresses that might be signed.
+pub(crate) fn cause(error: &Error) -> String {
+    let innermost = chain(error).last().map(ToString::to_string).unwrap_or_default();
+    let innermost = innermost.split_once(STATUS).map_or(innermost.as_str(), |(_, said)| said).to_owned();
+    match between(&innermost, "<Code>", "</Code>") {
+        Some(code) => code.to_owned(),
+        None => innermost.lines().next().unwrap_or_default().chars().take(WORDS).collect(),
+    }
+}
+
+/// Of the response; the type that knows it is object_store's own, so it is read from what that says.
+fn status(error: &Error) -> Option<u16> {
+    let said = chain(error).last()?.to_string();
+    said.split_once(STATUS)?.1.get(..3)?.parse().ok()
+}
+
+fn chain(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(Some(error as &(dyn StdError + 'static)), |error| (*error).source())
+}
+
+fn is_unreachable(error: &Error) -> bool {
+    let transport = chain(error).find_map(|error| error.downcast_ref::<HttpError>());
+    transport.is_some_and(|error| !matches!(error.kind(), HttpErrorKind::Decode))
+}
+
+fn says_no_bucket(error: &Error) -> bool {
+    let code = cause(error);
+    code == "NoSuchBucket" || code.contains("ContainerNotFound")
+}
+
+/// Whether credentials were looked for where only machines of a cloud have them.
+fn asks_the_machine(error: &Error) -> bool {
+    let told = error.to_string();
+    told.contains("169.254.") || told.contains("metadata.google.internal") || told.contains("credential")
+}
+
+fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
+    text.split_once(start)?.1.split_once(end).map(|(inside, _)| inside)
+}
+
+fn credentials(provider: Provider) -> &'static str {
+    match provider {
+        Provider::S3 => "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+        Provider::Google => "GOOGLE_APPLICATION_CREDENTIALS",
+        Provider::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    }
+}
+
+fn endpoint(provider: Provider) -> &'static str {
+    match provider {
+        Provider::S3 => "AWS_ENDPOINT_URL",
+        Provider::Google => "GOOGLE_BASE_URL",
+        Provider::Azure => "AZURE_STORAGE_ENDPOINT",
+    }
+}
