@@ -37,7 +37,8 @@ data/synth: | build
 build: setup
 	cargo build --release --locked -p musher-coordinator -p musher-worker
 
-test: build
+# Builds the programs too, with the features that tests ask of dependencies: not all of them twice.
+test: setup
 	cargo test --release --locked --workspace --no-fail-fast
 
 # The Python that has torch, torchvision, keras, h5py and safetensors.

@@ -21,6 +21,7 @@ use crate::{DataSet, End, Job, Process, Run, binaries, network::Host};
 #[derive(Debug)]
 pub struct Scene {
     dir: TempDir,
+    environment: Vec<(String, String)>,
     started: AtomicU32,
     _turn: Turn,
 }
@@ -30,7 +31,12 @@ impl Scene {
     pub fn new() -> Self {
         let turn = Turn::take();
         let dir = tempfile::tempdir().expect("the system has a temporary directory");
-        Self { dir, started: AtomicU32::new(0), _turn: turn }
+        Self { dir, environment: Vec::new(), started: AtomicU32::new(0), _turn: turn }
+    }
+
+    /// All its processes find these variables too.
+    pub fn with_environment(self, environment: Vec<(String, String)>) -> Self {
+        Self { environment, ..self }
     }
 
     /// Leaves its directory behind, to be looked into.
@@ -124,7 +130,7 @@ impl Scene {
 
     fn command(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
-        command.args(args).current_dir(self.dir.path()).env_remove("RUST_LOG");
+        command.args(args).current_dir(self.dir.path()).env_remove("RUST_LOG").envs(self.environment.clone());
         command
     }
 }
