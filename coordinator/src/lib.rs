@@ -7,6 +7,7 @@ pub mod compare;
 pub mod core;
 pub mod http;
 pub mod kube;
+mod outlook;
 pub mod run_dir;
 pub mod service;
 pub mod store;

@@ -3,6 +3,7 @@
 use std::{fs, future::Future, net::SocketAddr, path::Path};
 
 use anyhow::{Context, anyhow};
+use musher_dataset::{Dataset, DatasetError, Source};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
 use tokio::{net::TcpListener, signal::unix};
@@ -13,6 +14,7 @@ use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
     http::{self, Guard, Site},
+    outlook::{Samples, outlook},
     run_dir::{self, RunDir},
     service::{Handle, Service},
     telemetry::{self, Feed, Progress, TelemetryOptions},
@@ -27,6 +29,26 @@ pub(super) fn read_job(file: &Path) -> Result<String, Failure> {
     fs::read_to_string(file)
         .with_context(|| format!("cannot read the job file {}", file.display()))
         .map_err(usage)
+}
+
+/// The resolved job, and in comments below it what it comes to for a team of `world`.
+pub(super) fn print_dry(job: &JobConfig, world: u32) {
+    let samples = match open_data(&job.data) {
+        Ok(data) => {
+            Samples::Known { train: data.train().samples.len() as u64, val: data.val().samples.len() as u64 }
+        }
+        Err(why) => Samples::Unknown(why.to_string()),
+    };
+    print!("{}\n{}", job.to_toml(), outlook(job, world, &samples));
+}
+
+/// The data set where the job says it is.
+pub(super) fn open_data(data: &job::Data) -> Result<Dataset, DatasetError> {
+    Dataset::open(&Source {
+        root: data.root_path(),
+        train_split: data.train_split.clone(),
+        val_split: data.val_split.clone(),
+    })
 }
 
 /// A run that is about to begin: its directory is ours, its port is bound, its log is open.
