@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use crate::{
     connection::{self, Keepalive},
     device::Found,
+    liveness::Liveness,
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, OrderNumber, Orders, Product},
     transfer,
@@ -74,6 +75,8 @@ pub struct Options {
     pub data_root: Option<String>,
     /// Of libtorch.
     pub threads: usize,
+    /// Asked by probes.
+    pub liveness: Arc<Liveness>,
 }
 
 /// Serves one run, to its end.
@@ -85,6 +88,7 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
     let mut shell = Shell {
         link: Link::open(options.channel.clone(), inputs.clone()),
         patience: options.connect_timeout,
+        board: options.liveness.board(),
         options,
         session,
         inputs,
@@ -97,7 +101,6 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         time_to_leave: Duration::MAX,
         leaving: None,
         products,
-        board: Arc::new(ProgressBoard::default()),
         orders: None,
         prepared: None,
         exchange: None,
@@ -378,6 +381,7 @@ impl Shell {
     /// Reads the lists, and has the training thread build its replica; the session hears how it went.
     fn prepare(&mut self, job: JobConfig) {
         self.follow(&job.cluster);
+        self.options.liveness.follow(&job.cluster);
         let inputs = self.inputs.clone();
         let source = DataSource {
             root: self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into),
