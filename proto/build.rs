@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     fs::write(out.join("musher.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".musher.v1.Chunk").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".musher.v1.Chunk")
+        .codec_path("crate::codec::Frugal")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -5,6 +5,7 @@ pub mod announce;
 pub mod cli;
 pub mod compare;
 pub mod core;
+pub mod fetch;
 pub mod http;
 pub mod kube;
 mod outlook;

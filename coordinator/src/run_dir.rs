@@ -167,8 +167,9 @@ pub fn resume_point(
 }
 
 /// What may not change between a run's start and its resumption.
-const PINNED: [&str; 18] = [
+const PINNED: [&str; 19] = [
     "seed",
+    "data.val_fraction",
     "data.image_size",
     "data.normalize",
     "data.mask_resize",

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{DatasetError, Pair, Sample, Warnings, decode_pair};
+use crate::decode::decode_bytes;
+use crate::sample::PairBytes;
+use crate::{DatasetError, Pair, Sample, Warnings};
 
 /// Shared by the loaders of a process. The first pairs to come stay: an epoch visits each sample
 /// once in random order, where evicting the least recently used would hardly ever hit.
@@ -40,16 +42,30 @@ impl ImageCache {
     /// The sample's pair, from memory or decoded now.
     ///
     /// # Errors
-    /// As [`decode_pair`].
+    /// As [`decode_pair`](crate::decode_pair).
     pub fn get(&self, sample: &Sample, warnings: &Warnings) -> Result<Arc<Pair>, DatasetError> {
+        self.get_or_decode(sample, || sample.read(&mut |warning| warnings.report(warning)), warnings)
+    }
+
+    /// As [`get`](Self::get), with the bytes from elsewhere if they are needed.
+    pub(crate) fn get_or_decode(
+        &self,
+        sample: &Sample,
+        read: impl FnOnce() -> Result<PairBytes, DatasetError>,
+        warnings: &Warnings,
+    ) -> Result<Arc<Pair>, DatasetError> {
         if let Some(pair) = self.kept().pairs.get(&sample.image) {
             self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(pair.clone());
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
-        let pair = Arc::new(decode_pair(sample, &mut |warning| warnings.report(warning))?);
+        let pair = Arc::new(decode_bytes(sample, &read()?, &mut |warning| warnings.report(warning))?);
         self.keep(sample, &pair);
         Ok(pair)
+    }
+
+    pub(crate) fn holds(&self, sample: &Sample) -> bool {
+        self.kept().pairs.contains_key(&sample.image)
     }
 
     pub fn counters(&self) -> CacheCounters {

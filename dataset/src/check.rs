@@ -6,10 +6,12 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::layout::{check_folders, find_image, find_mask, images_folder, read_list};
+use crate::layout::{Root, find_image, find_mask, images_folder};
+use crate::packed::Packed;
 use crate::{CLASS_NAMES, CLASSES, DatasetError, Sample, Source, decode_pair, decode_picture};
 
 /// What a data set holds and what is wrong with it.
@@ -61,22 +63,34 @@ pub enum Severity {
 /// # Errors
 /// Only if folders or lists are missing or unusable; all else is in the report.
 pub fn check(source: &Source) -> Result<Report, DatasetError> {
-    let root = &source.root;
-    check_folders(root)?;
-    let train = read_names(root, &source.train_split)?;
-    let val = read_names(root, &source.val_split)?;
+    let root = Root::open(source)?;
+    let train = root.names(&source.train_split)?;
+    let val = root.names(&source.val_split)?;
     let train_names: HashSet<_> = train.iter().collect();
     let in_both = val.iter().filter(|&name| train_names.contains(name)).cloned().collect();
 
     let mut problems = Vec::new();
     let listed: HashSet<&str> = train.iter().chain(&val).map(String::as_str).collect();
-    let others = survey_others(root, &listed)?;
-    problems.extend(
-        others.unlisted.par_iter().flat_map_iter(|file| look_at_unlisted(root, file)).collect::<Vec<_>>(),
-    );
+    let others = match &root {
+        Root::Unpacked(root) => survey_others(root, &listed)?,
+        Root::Packed(packed) => {
+            let differing = (0..packed.shards()).into_par_iter();
+            let differing = differing.filter_map(|shard| packed.check_shard(shard).err());
+            problems.extend(differing.map(|error| error_of(&error)).collect::<Vec<_>>());
+            Others::default()
+        }
+    };
+    if let Root::Unpacked(root) = &root {
+        let unlisted = others.unlisted.par_iter().flat_map_iter(|file| look_at_unlisted(root, file));
+        problems.extend(unlisted.collect::<Vec<_>>());
+    }
+    let find = |name: &String| match &root {
+        Root::Unpacked(root) => find_sample(root, name),
+        Root::Packed(packed) => find_packed(packed, name),
+    };
 
     let mut check_split = |list: &String, names: &[String]| {
-        let findings: Vec<_> = names.par_iter().map(|name| look_at_pair(root, name)).collect();
+        let findings: Vec<_> = names.par_iter().map(|name| look_at(find(name))).collect();
         let mut report = SplitReport { list: list.clone(), listed: names.len(), ..SplitReport::default() };
         for finding in findings {
             if let Some(pair) = finding.pair {
@@ -185,11 +199,6 @@ fn file_names(files: &[PathBuf]) -> Vec<String> {
     files.iter().map(name).collect()
 }
 
-fn read_names(root: &Path, list: &str) -> Result<Vec<String>, DatasetError> {
-    let entries = read_list(&root.join(list))?;
-    Ok(entries.into_iter().map(|entry| entry.name).collect())
-}
-
 struct Finding {
     pair: Option<PairSummary>,
     problems: Vec<Problem>,
@@ -200,16 +209,30 @@ struct PairSummary {
     class_pixels: [u64; CLASSES],
 }
 
-fn look_at_pair(root: &Path, name: &str) -> Finding {
+/// Or a sentence on what is missing.
+fn find_sample(root: &Path, name: &str) -> Result<Sample, String> {
     let (mask, mask_bytes) = find_mask(root, name);
-    let error = |text| Finding { pair: None, problems: vec![Problem { severity: Severity::Error, text }] };
     let Some((image, _)) = find_image(root, name) else {
-        return error(format!("there is no image for the listed name `{name}`"));
+        return Err(format!("there is no image for the listed name `{name}`"));
     };
-    if mask_bytes.is_none() {
-        return error(format!("{} has no mask {}", image.display(), mask.display()));
+    match mask_bytes {
+        None => Err(format!("{} has no mask {}", image.display(), mask.display())),
+        Some(_) => Ok(Sample::of_files(name, image, mask)),
     }
-    let sample = Sample { name: name.to_owned(), image, mask };
+}
+
+fn find_packed(packed: &Arc<Packed>, name: &str) -> Result<Sample, String> {
+    let at = packed.find_sample(name);
+    at.map(|at| Sample::of_shard(packed, at))
+        .ok_or_else(|| format!("the listed name `{name}` is in no shard"))
+}
+
+fn look_at(found: Result<Sample, String>) -> Finding {
+    let error = |text| Finding { pair: None, problems: vec![Problem { severity: Severity::Error, text }] };
+    let sample = match found {
+        Ok(sample) => sample,
+        Err(absent) => return error(absent),
+    };
     let mut problems = Vec::new();
     let pair = decode_pair(&sample, &mut |warning| problems.push(warning_of(&warning)));
     match pair {
@@ -233,7 +256,7 @@ fn look_at_unlisted(root: &Path, file: &Path) -> Vec<Problem> {
     let (mask, mask_bytes) = find_mask(root, &name);
     let image = file.to_owned();
     let looked_at = match mask_bytes {
-        Some(_) => decode_pair(&Sample { name, image, mask }, &mut warn).map(drop),
+        Some(_) => decode_pair(&Sample::of_files(name, image, mask), &mut warn).map(drop),
         None => decode_picture(file, &mut warn).map(drop),
     };
     problems.extend(
@@ -242,11 +265,16 @@ fn look_at_unlisted(root: &Path, file: &Path) -> Vec<Problem> {
     problems
 }
 
+fn error_of(error: &DatasetError) -> Problem {
+    Problem { severity: Severity::Error, text: error.to_string() }
+}
+
 fn warning_of(warning: &impl ToString) -> Problem {
     Problem { severity: Severity::Warning, text: warning.to_string() }
 }
 
 /// Files among the images that no list names.
+#[derive(Default)]
 struct Others {
     unlisted: Vec<PathBuf>,
     not_images: Vec<PathBuf>,

@@ -3,7 +3,7 @@
 //!
 //! An EXIF orientation is deliberately not applied: the masks were drawn on the pixels as stored.
 
-use std::fs;
+use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-use crate::layout::Sample;
+use crate::sample::{PairBytes, Sample, read_file};
 use crate::{CLASSES, DataWarning, DatasetError, Mask, Pair, Picture};
 
 /// Reads a sample's image and mask.
@@ -21,8 +21,17 @@ use crate::{CLASSES, DataWarning, DatasetError, Mask, Pair, Picture};
 /// # Errors
 /// If one of the two cannot be decoded, or their sizes differ.
 pub fn decode_pair(sample: &Sample, warn: &mut dyn FnMut(DataWarning)) -> Result<Pair, DatasetError> {
-    let picture = decode_picture(&sample.image, warn)?;
-    let mask = decode_mask(&sample.mask, warn)?;
+    decode_bytes(sample, &sample.read(warn)?, warn)
+}
+
+/// As [`decode_pair`], of bytes that were read before.
+pub(crate) fn decode_bytes(
+    sample: &Sample,
+    bytes: &PairBytes,
+    warn: &mut dyn FnMut(DataWarning),
+) -> Result<Pair, DatasetError> {
+    let picture = picture_of(&bytes.image, &sample.image, warn)?;
+    let mask = mask_of(&bytes.mask, &sample.mask, warn)?;
     if picture.size() != mask.size() {
         return Err(DatasetError::SizeMismatch {
             mask: sample.mask.clone(),
@@ -41,19 +50,23 @@ pub fn decode_pair(sample: &Sample, warn: &mut dyn FnMut(DataWarning)) -> Result
 /// # Errors
 /// If the file cannot be read, or nothing of it can be decoded.
 pub fn decode_picture(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Picture, DatasetError> {
-    let bytes = fs::read(file).map_err(DatasetError::read(file))?;
+    picture_of(&read_file(file)?, file, warn)
+}
+
+/// `file` is its name, for messages.
+fn picture_of(bytes: &[u8], file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Picture, DatasetError> {
     let mut warn = |problem: String| {
         warn(DataWarning { file: file.to_owned(), problem });
     };
-    let format = image::guess_format(&bytes)
+    let format = image::guess_format(bytes)
         .map_err(|_| DatasetError::undecodable(file, "it is no image of a known format"))?;
     if ImageFormat::from_path(file).is_ok_and(|named| named != format) {
         let name = format.extensions_str()[0].to_uppercase();
         warn(format!("is a {name} file by its content, decoded as that"));
     }
     let decoded = match format {
-        ImageFormat::Jpeg => decode_jpeg(&bytes, &mut warn),
-        _ => decode_other(&bytes, format),
+        ImageFormat::Jpeg => decode_jpeg(bytes, &mut warn),
+        _ => decode_other(bytes, format),
     };
     decoded.map_err(|reason| DatasetError::undecodable(file, reason))
 }
@@ -61,7 +74,7 @@ pub fn decode_picture(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<
 /// Whether a file begins like an image of a supported format; its name does not matter.
 pub fn is_picture(file: &Path) -> bool {
     let mut start = Vec::new();
-    let read = fs::File::open(file).and_then(|file| file.take(LONGEST_MAGIC).read_to_end(&mut start));
+    let read = File::open(file).and_then(|file| file.take(LONGEST_MAGIC).read_to_end(&mut start));
     read.is_ok() && image::guess_format(&start).is_ok_and(|format| format.reading_enabled())
 }
 
@@ -73,28 +86,35 @@ const LONGEST_MAGIC: u64 = 64;
 /// # Errors
 /// If the file cannot be decoded, or a value is no trimap's.
 pub fn decode_mask(file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Mask, DatasetError> {
-    let bytes = fs::read(file).map_err(DatasetError::read(file))?;
-    let mut mask = decode_trimap(&bytes).map_err(|reason| DatasetError::undecodable(file, reason))?;
+    mask_of(&read_file(file)?, file, warn)
+}
 
-    let mut pixels_of = [0u64; CLASSES];
-    for (at, value) in mask.data.iter_mut().enumerate() {
-        let class = value.wrapping_sub(1);
-        let Some(pixels) = pixels_of.get_mut(usize::from(class)) else {
-            return Err(DatasetError::MaskValue {
-                file: file.to_owned(),
-                value: *value,
-                x: at as u32 % mask.width,
-                y: at as u32 / mask.width,
-            });
-        };
-        *pixels += 1;
-        *value = class;
+/// `file` is its name, for messages.
+fn mask_of(bytes: &[u8], file: &Path, warn: &mut dyn FnMut(DataWarning)) -> Result<Mask, DatasetError> {
+    let mut mask = decode_trimap(bytes).map_err(|reason| DatasetError::undecodable(file, reason))?;
+
+    // One look at each pixel, without a branch, so that many are looked at in one instruction.
+    let (mut largest, mut has_foreground, mut has_boundary) = (0, false, false);
+    for value in &mut mask.data {
+        *value = value.wrapping_sub(1);
+        largest = largest.max(*value);
+        has_foreground |= *value == 0;
+        has_boundary |= *value == 2;
     }
-    let [foreground, _, boundary] = pixels_of;
-    let problem = match (foreground, boundary) {
-        (0, 0) => Some("is all background, used as it is"),
-        (0, _) => Some("has no foreground, only boundary, used as it is"),
-        _ => None,
+    if usize::from(largest) >= CLASSES {
+        let at = mask.data.iter().position(|&class| usize::from(class) >= CLASSES);
+        let at = at.expect("the largest is among them");
+        return Err(DatasetError::MaskValue {
+            file: file.to_owned(),
+            value: mask.data[at].wrapping_add(1),
+            x: at as u32 % mask.width,
+            y: at as u32 / mask.width,
+        });
+    }
+    let problem = match (has_foreground, has_boundary) {
+        (false, false) => Some("is all background, used as it is"),
+        (false, true) => Some("has no foreground, only boundary, used as it is"),
+        (true, _) => None,
     };
     if let Some(problem) = problem {
         warn(DataWarning { file: file.to_owned(), problem: problem.to_owned() });
@@ -241,6 +261,7 @@ fn unpack(row: &[u8], bits: usize) -> impl Iterator<Item = u8> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fs;
 
     #[test]
     fn unpacks_low_bit_depths() {

@@ -55,6 +55,57 @@ pub enum DatasetError {
     )]
     AbsentMasks { list: PathBuf, line: usize, name: String, mask: PathBuf, count: usize },
 
+    #[error(
+        "{} does not exist, but tar shards do; copy it there too, or pack the data set again with \
+         `musher data pack`", .index.display()
+    )]
+    NoIndex { index: PathBuf },
+
+    #[error(
+        "{} is no index of a packed data set: {reason}; copy it again, or pack the data set again with \
+         `musher data pack`", .index.display()
+    )]
+    BadIndex { index: PathBuf, reason: String },
+
+    #[error(
+        "{}:{line}: `{name}` is in no shard ({count} of the list's names are in none); pack the data set \
+         with this list, or shorten the list", .list.display()
+    )]
+    NotPacked { list: PathBuf, line: usize, name: String, count: usize },
+
+    #[error("the shard {} is gone; bring it back, or pack the data set again", .shard.display())]
+    NoShard { shard: PathBuf },
+
+    #[error(
+        "the shard {} has {found} bytes, its index says {expected}; copy both again, or pack the data set again",
+        .shard.display()
+    )]
+    ShardSize { shard: PathBuf, found: u64, expected: u64 },
+
+    #[error("the shard {} ends before its index says; copy both again, or pack the data set again", .shard.display())]
+    ShardCut { shard: PathBuf },
+
+    #[error(
+        "what the shard {} has for `{name}` is not what was packed; copy it and its index again, or pack the data \
+         set again", .shard.display()
+    )]
+    ShardContent { shard: PathBuf, name: String },
+
+    #[error(
+        "the shard {} does not fit its index: {reason}; copy both again, or pack the data set again",
+        .shard.display()
+    )]
+    ShardStructure { shard: PathBuf, reason: String },
+
+    #[error("`{name}` can't be packed: {reason}; rename it, in its list too")]
+    NotPackable { name: String, reason: String },
+
+    #[error(
+        "a share of {fraction} of the {len} names in {list} leaves nothing to train on or nothing to validate on; \
+         use another `data.val_fraction`, or a longer list"
+    )]
+    NothingHeldOut { list: String, fraction: f64, len: usize },
+
     #[error("cannot read {}: {source}", .file.display())]
     Read { file: PathBuf, source: io::Error },
 

@@ -1,5 +1,6 @@
 //! Where the files of a data set are: the split lists, the image and the trimap of each name, and
 //! a digest by which workers tell whether they hold the same data. No file's content is decoded.
+//! A root is a directory as below, or one that `packed` knows.
 //!
 //! ```text
 //! images/NAME.jpg                   (or NAME.png)
@@ -16,14 +17,21 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::DatasetError;
+use crate::packed::{DiskCacheOptions, Packed, Store};
+use crate::{DatasetError, HeldOut, Sample};
 
 /// Where a data set is and which of its lists are used; the lists' paths are relative to `root`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Source {
     pub root: PathBuf,
     pub train_split: String,
     pub val_split: String,
+    /// Validation is held out of the training list, and `val_split` is left alone.
+    pub held_out: Option<HeldOut>,
+    /// Where a packed data set's files are, if not in the directory `root`.
+    pub store: Option<Arc<dyn Store>>,
+    /// Where what is read of a packed data set's shards is kept.
+    pub disk_cache: Option<DiskCacheOptions>,
 }
 
 /// A data set whose lists are read and whose files are all there.
@@ -39,14 +47,9 @@ pub struct Dataset {
 pub struct Split {
     /// The list's path, as the config names it.
     pub list: String,
+    /// What the list says, columns and comments included.
+    pub text: String,
     pub samples: Vec<Sample>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    pub name: String,
-    pub image: PathBuf,
-    pub mask: PathBuf,
 }
 
 impl Dataset {
@@ -55,18 +58,18 @@ impl Dataset {
     /// # Errors
     /// Names the first thing that is missing and what to do about it.
     pub fn open(source: &Source) -> Result<Self, DatasetError> {
-        check_folders(&source.root)?;
-        let mut hasher = Sha256::new();
-        let mut open_split = |list: &String| {
-            let (samples, sizes): (Vec<_>, Vec<_>) = locate_all(&source.root, list)?.into_iter().unzip();
-            hash_split(&mut hasher, &samples, &sizes);
-            Ok(Arc::new(Split { list: list.clone(), samples }))
+        let root = Root::open(source)?;
+        let train = Located::find(&root, &source.train_split)?;
+        let (train, val) = match source.held_out {
+            None => (train, Located::find(&root, &source.val_split)?),
+            Some(held_out) => train.hold_out(held_out)?,
         };
-        Ok(Self {
-            train: open_split(&source.train_split)?,
-            val: open_split(&source.val_split)?,
-            digest: hex::encode(hasher.finalize()),
-        })
+        let mut hasher = Sha256::new();
+        for split in [&train, &val] {
+            hash_split(&mut hasher, &split.samples);
+        }
+        let digest = hex::encode(hasher.finalize());
+        Ok(Self { train: Arc::new(train.split()), val: Arc::new(val.split()), digest })
     }
 
     pub fn train(&self) -> Arc<Split> {
@@ -103,6 +106,94 @@ impl Split {
     }
 }
 
+/// Where the lists and samples of a data set are found.
+pub(crate) enum Root {
+    Unpacked(PathBuf),
+    Packed(Arc<Packed>),
+}
+
+impl Root {
+    /// # Errors
+    /// If there is nothing that may be a data set.
+    pub(crate) fn open(source: &Source) -> Result<Self, DatasetError> {
+        let (root, cache) = (&source.root, source.disk_cache.as_ref());
+        if let Some(store) = &source.store {
+            return Ok(Self::Packed(Arc::new(Packed::open(root, store.clone(), cache)?)));
+        }
+        if let Some(packed) = Packed::find(root, cache)? {
+            return Ok(Self::Packed(Arc::new(packed)));
+        }
+        check_folders(root)?;
+        Ok(Self::Unpacked(root.clone()))
+    }
+
+    /// How messages name a list.
+    fn shown(&self, list: &str) -> PathBuf {
+        match self {
+            Self::Unpacked(root) => root.join(list),
+            Self::Packed(packed) => packed.root().join(list),
+        }
+    }
+
+    fn read_list(&self, list: &str) -> Result<String, DatasetError> {
+        match self {
+            Self::Unpacked(_) => read_list(&self.shown(list)),
+            Self::Packed(packed) => packed.read_text(list),
+        }
+    }
+
+    /// The names of a list, each a plain file name, each once, at least one.
+    pub(crate) fn names(&self, list: &str) -> Result<Vec<String>, DatasetError> {
+        let entries = names_of(&self.shown(list), &self.read_list(list)?)?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
+    }
+
+    fn locate(&self, list: PathBuf, entries: Vec<Entry>) -> Result<Vec<(Sample, FileSizes)>, DatasetError> {
+        match self {
+            Self::Unpacked(root) => locate_files(root, list, entries),
+            Self::Packed(packed) => locate_packed(packed, list, entries),
+        }
+    }
+}
+
+/// The samples of a list, in its order.
+pub(crate) struct Located {
+    list: String,
+    text: String,
+    samples: Vec<(Sample, FileSizes)>,
+}
+
+impl Located {
+    pub(crate) fn find(root: &Root, list: &str) -> Result<Self, DatasetError> {
+        let text = root.read_list(list)?;
+        let shown = root.shown(list);
+        let entries = names_of(&shown, &text)?;
+        let samples = root.locate(shown, entries)?;
+        Ok(Self { list: list.to_owned(), text, samples })
+    }
+
+    pub(crate) fn split(self) -> Split {
+        let Self { list, text, samples } = self;
+        Split { list, text, samples: samples.into_iter().map(|(sample, _)| sample).collect() }
+    }
+
+    /// What is trained on, and what is validated on.
+    fn hold_out(self, held_out: HeldOut) -> Result<(Self, Self), DatasetError> {
+        let names: Vec<_> = self.samples.iter().map(|(sample, _)| sample.name.as_str()).collect();
+        let parts = held_out.part(&names).ok_or_else(|| DatasetError::NothingHeldOut {
+            list: self.list.clone(),
+            fraction: held_out.fraction,
+            len: names.len(),
+        })?;
+        let part = |places: Vec<usize>| Self {
+            list: self.list.clone(),
+            text: self.text.clone(),
+            samples: places.into_iter().map(|at| self.samples[at].clone()).collect(),
+        };
+        Ok((part(parts.train), part(parts.val)))
+    }
+}
+
 /// A name and the line it stands on, from 1.
 pub(crate) struct Entry {
     pub(crate) name: String,
@@ -110,12 +201,13 @@ pub(crate) struct Entry {
 }
 
 /// Sizes in bytes.
-struct FileSizes {
+#[derive(Clone, Copy)]
+pub(crate) struct FileSizes {
     image: u64,
     mask: u64,
 }
 
-pub(crate) fn check_folders(root: &Path) -> Result<(), DatasetError> {
+fn check_folders(root: &Path) -> Result<(), DatasetError> {
     let mut entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -132,14 +224,16 @@ pub(crate) fn check_folders(root: &Path) -> Result<(), DatasetError> {
     }
 }
 
-/// The names of a list, each a plain file name, each once, at least one.
-pub(crate) fn read_list(path: &Path) -> Result<Vec<Entry>, DatasetError> {
+fn read_list(path: &Path) -> Result<String, DatasetError> {
     let text = fs::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => DatasetError::NoList { list: path.into() },
         _ => DatasetError::read(path)(error),
     })?;
-    let text = String::from_utf8_lossy(&text);
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
 
+/// The names of a list, each a plain file name, each once, at least one.
+fn names_of(path: &Path, text: &str) -> Result<Vec<Entry>, DatasetError> {
     let mut line_of: HashMap<&str, usize> = HashMap::new();
     let mut entries = Vec::new();
     for (line, name) in (1..).zip(text.lines().map(first_column)) {
@@ -198,9 +292,11 @@ fn file_bytes(path: &Path) -> Option<u64> {
     metadata.is_file().then_some(metadata.len())
 }
 
-fn locate_all(root: &Path, list: &str) -> Result<Vec<(Sample, FileSizes)>, DatasetError> {
-    let list = root.join(list);
-    let entries = read_list(&list)?;
+fn locate_files(
+    root: &Path,
+    list: PathBuf,
+    entries: Vec<Entry>,
+) -> Result<Vec<(Sample, FileSizes)>, DatasetError> {
     // In parallel, as each look-up is a round trip when the root is a network file system.
     let images: Vec<_> = entries.par_iter().map(|entry| find_image(root, &entry.name)).collect();
     let masks: Vec<_> = entries.par_iter().map(|entry| find_mask(root, &entry.name)).collect();
@@ -226,17 +322,37 @@ fn locate_all(root: &Path, list: &str) -> Result<Vec<(Sample, FileSizes)>, Datas
     Ok(located
         .filter_map(|((entry, image), (mask, mask_bytes))| {
             let (image, image_bytes) = image?;
-            let sample = Sample { name: entry.name, image, mask };
             let sizes = FileSizes { image: image_bytes, mask: mask_bytes? };
-            Some((sample, sizes))
+            Some((Sample::of_files(entry.name, image, mask), sizes))
         })
         .collect())
 }
 
+fn locate_packed(
+    packed: &Arc<Packed>,
+    list: PathBuf,
+    entries: Vec<Entry>,
+) -> Result<Vec<(Sample, FileSizes)>, DatasetError> {
+    let located = |entry: &Entry| packed.find_sample(&entry.name);
+    if let Some(first) = entries.iter().find(|entry| located(entry).is_none()) {
+        return Err(DatasetError::NotPacked {
+            list,
+            line: first.line,
+            name: first.name.clone(),
+            count: entries.iter().filter(|entry| located(entry).is_none()).count(),
+        });
+    }
+    let sample = |at| {
+        let entry = packed.entry(at);
+        (Sample::of_shard(packed, at), FileSizes { image: entry.image.bytes, mask: entry.mask.bytes })
+    };
+    Ok(entries.iter().filter_map(located).map(sample).collect())
+}
+
 /// Every field is of fixed length or preceded by its length, so that no two splits hash alike.
-fn hash_split(hasher: &mut Sha256, samples: &[Sample], sizes: &[FileSizes]) {
+fn hash_split(hasher: &mut Sha256, samples: &[(Sample, FileSizes)]) {
     hasher.update((samples.len() as u64).to_le_bytes());
-    for (sample, sizes) in samples.iter().zip(sizes) {
+    for (sample, sizes) in samples {
         hasher.update((sample.name.len() as u64).to_le_bytes());
         hasher.update(&sample.name);
         hasher.update(sizes.image.to_le_bytes());
@@ -272,6 +388,7 @@ mod tests {
             root: root.path().into(),
             train_split: "annotations/trainval.txt".into(),
             val_split: "annotations/test.txt".into(),
+            ..Source::default()
         };
         (root, source)
     }

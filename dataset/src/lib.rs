@@ -1,5 +1,5 @@
-//! The Oxford-IIIT Pet layout: split lists, decoding with the real data's defects, a cache of
-//! decoded pairs, augmentation, loading ahead of the trainer, checking, a synthetic data set and
+//! The Oxford-IIIT Pet layout, unpacked or in tar shards: split lists, decoding with the real data's defects, a cache
+//! of decoded pairs, augmentation, loading ahead of the trainer, checking, a synthetic data set and
 //! the picture strip.
 //!
 //! Everything here is bytes on the CPU: no tensors, no normalization to floats, no network and no
@@ -8,8 +8,17 @@
 mod error;
 pub use error::{DataWarning, DatasetError, Warnings};
 
+mod held_out;
+pub use held_out::HeldOut;
+
+mod sample;
+pub use sample::Sample;
+
 mod layout;
-pub use layout::{Dataset, Sample, Source, Split};
+pub use layout::{Dataset, Source, Split};
+
+mod packed;
+pub use packed::{Directory, DiskCacheOptions, PackOptions, Packing, Store, pack};
 
 mod raster;
 pub use raster::{Mask, Pair, Picture, Raster};
@@ -32,6 +41,8 @@ pub mod resample;
 
 mod view;
 pub use view::{MaskResize, Transform, View, stretch};
+
+mod read_ahead;
 
 mod pipeline;
 pub use pipeline::BatchPlan;

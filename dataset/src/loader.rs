@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use crate::pipeline::{BatchPlan, Pace, Pipeline, Recipe};
-use crate::{DatasetError, ImageCache, Split, View, Warnings};
+use crate::read_ahead::ReadAhead;
+use crate::{DatasetError, ImageCache, Sample, Split, View, Warnings};
 
 /// A running loader. Dropping it makes its threads end after the sample they are at.
 pub struct Loader(Pipeline<Batch>);
@@ -16,6 +17,8 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// Batches that may be finished or begun before they are asked for; at least one.
     pub ahead: usize,
+    /// Samples of a packed split that may be read before they are decoded.
+    pub read_ahead: usize,
     pub cache: Arc<ImageCache>,
     pub warnings: Arc<Warnings>,
 }
@@ -36,8 +39,11 @@ impl Loader {
     ///
     /// The plan is asked from these threads, one at a time. It may wait, for instance on a channel.
     pub fn start(options: LoaderOptions, plan: impl Iterator<Item = BatchPlan> + Send + 'static) -> Self {
-        let LoaderOptions { split, view, threads, ahead, cache, warnings } = options;
-        Self(Pipeline::start(Rendering { split, view, cache, warnings }, Pace { threads, ahead }, plan))
+        let LoaderOptions { split, view, threads, ahead, read_ahead, cache, warnings } = options;
+        let kept = cache.clone();
+        let wanted = Box::new(move |sample: &Sample| !kept.holds(sample));
+        let (plan, read) = ReadAhead::start(&split, wanted, read_ahead, &warnings, plan);
+        Self(Pipeline::start(Rendering { split, view, cache, read, warnings }, Pace { threads, ahead }, plan))
     }
 
     /// The next batch in the plan's order, or `None` behind its end. Waits for it.
@@ -54,6 +60,7 @@ struct Rendering {
     split: Arc<Split>,
     view: View,
     cache: Arc<ImageCache>,
+    read: Option<ReadAhead>,
     warnings: Arc<Warnings>,
 }
 
@@ -67,7 +74,12 @@ impl Recipe for Rendering {
     type Batch = Batch;
 
     fn sample(&self, epoch: u32, id: u64) -> Result<Rendered, DatasetError> {
-        let pair = self.cache.get(self.split.sample(id)?, &self.warnings)?;
+        let sample = self.split.sample(id)?;
+        // Taken even if it came into the cache meanwhile, to make room for the next.
+        let pair = match self.read.as_ref().and_then(|read| read.take(id)) {
+            Some(bytes) => self.cache.get_or_decode(sample, || bytes, &self.warnings)?,
+            None => self.cache.get(sample, &self.warnings)?,
+        };
         let mut rendered =
             Rendered { image: vec![0; self.view.image_bytes()], mask: vec![0; self.view.mask_bytes()] };
         self.view.render(&pair, epoch, id, &mut rendered.image, &mut rendered.mask);

@@ -239,7 +239,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Turns a panic of the work into an error. What the work leaves behind is overwritten or dropped.
-fn guarded<T>(
+pub(crate) fn guarded<T>(
     at: impl FnOnce() -> String,
     work: impl FnOnce() -> Result<T, DatasetError>,
 ) -> Result<T, DatasetError> {

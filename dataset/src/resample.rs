@@ -3,9 +3,12 @@
 //!
 //! Coordinates run along a row in a grid's fixed point; the pixels whose neighbours all lie inside
 //! the source are found before the row is walked, so that the inner loop knows no border. All of it
-//! is arithmetic in whole numbers, which tensors can do too, to the same bytes.
+//! is arithmetic in whole numbers, which tensors can do too, to the same bytes; so can any vector unit,
+//! and the one at hand is found at run time.
 
 use std::ops::Range;
+
+use fearless_simd::{Level, Simd, dispatch};
 
 use crate::grid::{FRACTION_BITS, Fixed, Grid, ONE};
 use crate::{Affine, Mask, Raster};
@@ -26,7 +29,7 @@ pub enum Rounding {
     Truncate,
 }
 
-/// Samples `source` through `map` into `out`, [side, side, C].
+/// Samples `source` through `map` into `out`, [side, side, C]; C is at most 4.
 ///
 /// # Panics
 /// If `out` is not `side * side * C` long.
@@ -42,12 +45,27 @@ pub fn bilinear<const C: usize>(
         Rounding::Nearest => 1 << (2 * WEIGHT_BITS - 1),
         Rounding::Truncate => 0,
     };
+    let grid = Grid::new(map, side);
+    dispatch!(Level::new(), simd => simd.vectorize(
+        #[inline(always)]
+        || bilinear_rows(source, &grid, border, bias, side, out),
+    ));
+}
+
+#[inline(always)]
+fn bilinear_rows<const C: usize>(
+    source: &Raster<C>,
+    grid: &Grid,
+    border: Border,
+    bias: i32,
+    side: u32,
+    out: &mut [u8],
+) {
     let (width, height) = (source.width as usize, source.height as usize);
     let pixels = source.pixels();
-    let grid = Grid::new(map, side);
 
     for (j, row) in rows::<C>(side, out) {
-        let line = Line::of(&grid, j, TO_NEIGHBOUR);
+        let line = Line::of(grid, j, TO_NEIGHBOUR);
         let inside = line.inside(width - 1, height - 1, side as usize);
         let near_border = |row: &mut [[u8; C]], columns: Range<usize>| {
             for i in columns {
@@ -66,8 +84,14 @@ pub fn bilinear<const C: usize>(
         near_border(row, 0..inside.start);
         near_border(row, inside.end..side as usize);
 
-        let (mut x, mut y) = line.at(inside.start);
-        for pixel in &mut row[inside] {
+        let (blocks, rest) = row[inside.clone()].as_chunks_mut::<LANES>();
+        let mut i = inside.start;
+        for block in blocks {
+            blend_block(&source.data, width, &line, i, bias, block);
+            i += LANES;
+        }
+        let (mut x, mut y) = line.at(i);
+        for pixel in rest {
             let at = whole(y) as usize * width + whole(x) as usize;
             let upper = &pixels[at..at + 2];
             let lower = &pixels[at + width..at + width + 2];
@@ -76,6 +100,62 @@ pub fn bilinear<const C: usize>(
             x += line.step[0];
             y += line.step[1];
         }
+    }
+}
+
+/// Pixels that are blended at once: as many i32 as the widest vector unit takes.
+const LANES: usize = 16;
+
+/// As [`blend`], of pixels whose neighbours all lie inside: step by step for all of them, each step a loop that
+/// compiles to vector instructions. `data` is the source's, `width` its own, `first` the block's first column.
+#[inline(always)]
+fn blend_block<const C: usize>(
+    data: &[u8],
+    width: usize,
+    line: &Line,
+    first: usize,
+    bias: i32,
+    block: &mut [[u8; C]; LANES],
+) {
+    let (x, y) = line.at(first);
+    let (mut upper, mut wx, mut wy) = ([0usize; LANES], [0i32; LANES], [0i32; LANES]);
+    for i in 0..LANES {
+        let (x, y) = (x + i as Fixed * line.step[0], y + i as Fixed * line.step[1]);
+        upper[i] = (whole(y) as usize * width + whole(x) as usize) * C;
+        (wx[i], wy[i]) = (weight(x), weight(y));
+    }
+    // Of each the left neighbour's channels and then the right one's, a byte each: above and below.
+    let (mut above, mut below) = ([0u64; LANES], [0u64; LANES]);
+    for i in 0..LANES {
+        (above[i], below[i]) = (eight_bytes(data, upper[i]), eight_bytes(data, upper[i] + width * C));
+    }
+    let mut blended = [0u32; LANES];
+    for i in 0..LANES {
+        const UNIT: i32 = 1 << WEIGHT_BITS;
+        let both = wx[i] * wy[i];
+        let (right, down) = (wx[i] * UNIT - both, wy[i] * UNIT - both);
+        let neither = UNIT * UNIT - both - right - down;
+        for channel in 0..C {
+            let value = |neighbours: u64, at: usize| (neighbours >> (8 * at) & 0xFF) as i32;
+            let sum = value(above[i], channel) * neither
+                + value(above[i], C + channel) * right
+                + value(below[i], channel) * down
+                + value(below[i], C + channel) * both;
+            blended[i] |= (((sum + bias) >> (2 * WEIGHT_BITS)) as u32) << (8 * channel);
+        }
+    }
+    for (pixel, blended) in block.iter_mut().zip(blended) {
+        let bytes = blended.to_le_bytes();
+        *pixel = std::array::from_fn(|channel| bytes[channel]);
+    }
+}
+
+/// The bytes from `at` on, the first one lowest; zeros behind the end.
+#[inline(always)]
+fn eight_bytes(data: &[u8], at: usize) -> u64 {
+    match data[at..].first_chunk() {
+        Some(bytes) => u64::from_le_bytes(*bytes),
+        None => data[at..].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)),
     }
 }
 
@@ -260,7 +340,49 @@ mod tests {
         }
     }
 
+    /// The blocks' bytes are those of single pixels, of which an output narrower than a block is made.
+    fn assert_blocks_are_as_pixels<const C: usize>(seed: u32, width: u32, height: u32, map: &Affine) {
+        let noise = |x: u32, y: u32, channel: usize| {
+            (seed.wrapping_mul((x * 31 + y * 17) * 4 + channel as u32 + 7) >> 24) as u8
+        };
+        let source = Raster::<C>::from_fn(width, height, |x, y| std::array::from_fn(|at| noise(x, y, at)));
+        let (side, pixels) = (53, source.pixels());
+        let grid = Grid::new(map, side);
+        for (rounding, bias) in [(Rounding::Nearest, 1 << (2 * WEIGHT_BITS - 1)), (Rounding::Truncate, 0)] {
+            let mut out = vec![0; (side * side) as usize * C];
+            bilinear(&source, map, Border::Reflect101, rounding, side, &mut out);
+            for (j, row) in rows::<C>(side, &mut out) {
+                let line = Line::of(&grid, j, TO_NEIGHBOUR);
+                for (i, found) in row.iter().enumerate() {
+                    let (x, y) = line.at(i);
+                    let corner = |right, down| {
+                        let x = Border::Reflect101.index(whole(x) + right, width as usize);
+                        let y = Border::Reflect101.index(whole(y) + down, height as usize);
+                        &pixels[y * width as usize + x]
+                    };
+                    let (upper, lower) = ([corner(0, 0), corner(1, 0)], [corner(0, 1), corner(1, 1)]);
+                    let expected = blend(upper, lower, [weight(x), weight(y)], bias);
+                    assert_eq!(*found, expected, "at ({i}, {j})");
+                }
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn blocks_are_as_pixels(
+            width in 1u32..90, height in 1u32..90, seed: u32,
+            origin in [-20.0f64..60.0, -20.0..60.0],
+            along_u in [-90.0f64..90.0, -90.0..90.0],
+            along_v in [-90.0f64..90.0, -90.0..90.0],
+        ) {
+            let map = Affine { origin, along_u, along_v };
+            assert_blocks_are_as_pixels::<1>(seed, width, height, &map);
+            assert_blocks_are_as_pixels::<3>(seed, width, height, &map);
+            assert_blocks_are_as_pixels::<4>(seed, width, height, &map);
+            assert_blocks_are_as_pixels::<3>(seed, width, height, &Affine::stretch(width, height));
+        }
+
         #[test]
         fn the_inner_range_is_exact(start in -50i64..50, step in -7i64..7, limit in 0i64..40, count in 0usize..30) {
             let range = columns_within(start, step, limit, count);

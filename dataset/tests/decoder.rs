@@ -15,6 +15,7 @@ fn drawn() -> (tempfile::TempDir, Split) {
         root: root.path().into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     });
     let split = Split::clone(&dataset.unwrap().train());
     (root, split)
@@ -31,6 +32,7 @@ fn only_what_is_wanted_is_read() {
         wanted: move |sample: &musher_dataset::Sample| sample.name != unwanted,
         threads: 3,
         ahead: 2,
+        read_ahead: 8,
         warnings: Arc::new(Warnings::new(|_| {})),
     };
     let batches = [vec![8, 4, 0], vec![], vec![4], vec![2, 99], vec![1]];

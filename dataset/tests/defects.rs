@@ -188,11 +188,11 @@ fn a_palette_mask_is_read_by_index_at_any_depth() {
 #[test]
 fn a_mask_of_another_size_is_refused() {
     let folder = Folder::new();
-    let sample = Sample {
-        name: "a".into(),
-        image: folder.write("a.jpg", encode(photo(), ImageFormat::Jpeg)),
-        mask: folder.write("a.png", encode(GrayImage::from_pixel(9, 9, Luma([1])), ImageFormat::Png)),
-    };
+    let sample = Sample::of_files(
+        "a",
+        folder.write("a.jpg", encode(photo(), ImageFormat::Jpeg)),
+        folder.write("a.png", encode(GrayImage::from_pixel(9, 9, Luma([1])), ImageFormat::Png)),
+    );
     let error = decode_pair(&sample, &mut |_| {}).expect_err("the sizes differ");
     assert!(error.to_string().contains("a.png is 9x9, but its image is 96x64"), "{error}");
 }
@@ -200,11 +200,11 @@ fn a_mask_of_another_size_is_refused() {
 #[test]
 fn a_warning_is_told_once_however_often_the_file_is_decoded() {
     let folder = Folder::new();
-    let sample = Sample {
-        name: "a".into(),
-        image: folder.write("a.jpg", encode(photo(), ImageFormat::Gif)),
-        mask: folder.write("a.png", encode(trimap(), ImageFormat::Png)),
-    };
+    let sample = Sample::of_files(
+        "a",
+        folder.write("a.jpg", encode(photo(), ImageFormat::Gif)),
+        folder.write("a.png", encode(trimap(), ImageFormat::Png)),
+    );
     let (sender, told) = channel();
     let warnings = Warnings::new(move |warning| sender.send(warning).unwrap());
     let cache = ImageCache::new(0);
@@ -240,6 +240,7 @@ fn a_check_goes_on_past_every_defect() {
         root: folder.0.path().into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     };
     let report = check(&source).unwrap();
     assert_eq!((report.errors(), report.warnings()), (3, 1), "{report}");

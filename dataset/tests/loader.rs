@@ -25,6 +25,7 @@ fn open(root: &std::path::Path) -> Dataset {
         root: root.into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })
     .unwrap()
 }
@@ -42,6 +43,7 @@ fn options(threads: usize, cache_bytes: usize) -> LoaderOptions {
         },
         threads,
         ahead: 2,
+        read_ahead: 8,
         cache: Arc::new(ImageCache::new(cache_bytes)),
         warnings: Arc::new(Warnings::new(|_| {})),
     }

@@ -84,11 +84,11 @@ fn real_images_come_out_as_albumentations_makes_them() {
         seed: 44,
     };
     for (name, expected) in &reference {
-        let sample = Sample {
-            name: name.clone(),
-            image: root.join(format!("images/{name}.jpg")),
-            mask: root.join(format!("annotations/trimaps/{name}.png")),
-        };
+        let sample = Sample::of_files(
+            name.clone(),
+            root.join(format!("images/{name}.jpg")),
+            root.join(format!("annotations/trimaps/{name}.png")),
+        );
         let pair = decode_pair(&sample, &mut |warning| panic!("{warning}")).unwrap();
         let (mut image, mut mask) = (vec![0; view.image_bytes()], vec![0; view.mask_bytes()]);
         let mut drawn = BTreeMap::<_, Vec<f64>>::new();

@@ -18,6 +18,7 @@ fn pets() -> Option<Source> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })
 }
 
@@ -56,11 +57,11 @@ fn the_known_defects_are_found() {
 fn unlisted_pairs_decode_too() {
     let Some(source) = pets() else { return };
     for name in ["Abyssinian_34", "Abyssinian_82"] {
-        let sample = Sample {
-            name: name.into(),
-            image: source.root.join(format!("images/{name}.jpg")),
-            mask: source.root.join(format!("annotations/trimaps/{name}.png")),
-        };
+        let sample = Sample::of_files(
+            name,
+            source.root.join(format!("images/{name}.jpg")),
+            source.root.join(format!("annotations/trimaps/{name}.png")),
+        );
         let pair = decode_pair(&sample, &mut |warning| println!("{warning}")).unwrap();
         assert_eq!(pair.picture.size(), pair.mask.size());
     }

@@ -16,6 +16,7 @@ fn source(root: &Path) -> Source {
         root: root.into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     }
 }
 

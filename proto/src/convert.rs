@@ -245,11 +245,8 @@ impl From<domain::Form> for wire::Form {
         use wire::form::Start as Wire;
         Self {
             rank: m.rank.0,
-            roster: m
-                .roster
-                .into_iter()
-                .map(|member| wire::Member { worker: member.worker.0, ring_address: member.ring_address })
-                .collect(),
+            world: m.world,
+            successor: m.successor,
             secret: m.secret.to_vec(),
             donor: m.donor.0,
             broadcast: m.broadcast,
@@ -268,20 +265,13 @@ impl TryFrom<wire::Form> for domain::Form {
 
     fn try_from(m: wire::Form) -> Result<Self, Malformed> {
         use wire::form::Start as Wire;
-        let world = m.roster.len();
-        if m.rank as usize >= world || m.donor as usize >= world {
-            return Err(Malformed("Form names a rank outside its roster"));
+        if m.rank >= m.world || m.donor >= m.world {
+            return Err(Malformed("Form names a rank outside its world"));
         }
         Ok(Self {
             rank: Rank(m.rank),
-            roster: m
-                .roster
-                .into_iter()
-                .map(|member| domain::Member {
-                    worker: WorkerId(member.worker),
-                    ring_address: member.ring_address,
-                })
-                .collect(),
+            world: m.world,
+            successor: m.successor,
             secret: m.secret.try_into().map_err(|_| Malformed("Form's secret is not of 32 bytes"))?,
             donor: Rank(m.donor),
             broadcast: m.broadcast,
@@ -541,9 +531,8 @@ mod tests {
         let form = |start| {
             ToWorker::Form(domain::Form {
                 rank: Rank(1),
-                roster: ["a.0", "b.0"]
-                    .map(|w| domain::Member { worker: w.into(), ring_address: "127.0.0.1:1".into() })
-                    .to_vec(),
+                world: 2,
+                successor: "127.0.0.1:1".into(),
                 secret: [9; 32],
                 donor: Rank(0),
                 broadcast: true,
@@ -619,6 +608,6 @@ mod tests {
         form.secret.push(0);
         form.donor = 2;
         let error = domain::Form::try_from(form).unwrap_err().to_string();
-        assert!(error.contains("outside its roster"), "{error}");
+        assert!(error.contains("outside its world"), "{error}");
     }
 }

@@ -47,6 +47,9 @@ pub struct Data {
     pub train_split: String,
     /// Split file of the validation samples, relative to `root`.
     pub val_split: String,
+    /// Share of the training split that is validated on instead of `val_split`, and not trained on; 0: none. Which
+    /// samples follows from the seed and their names.
+    pub val_fraction: f64,
     /// Side of the square input in pixels, a multiple of 32; masks have half of it.
     pub image_size: u32,
     pub normalize: NormalizeChoice,
@@ -60,6 +63,12 @@ pub struct Data {
     pub device_cache_mb: u64,
     /// Threads that decode and augment, per worker; 0: chosen from the cores at hand.
     pub loader_threads: u32,
+    /// Samples of a packed data set that are read at once and before they are decoded, per worker; 0: none.
+    pub read_ahead: u32,
+    /// Local disk for what was read of a packed data set in MiB, over all workers of a directory; 0: none.
+    pub disk_cache_mb: u64,
+    /// Where that is; empty: `musher/data` in the user's cache directory.
+    pub disk_cache_dir: String,
 }
 
 /// Who augments.
@@ -412,6 +421,7 @@ impl Default for Data {
             root: "data/pets".into(),
             train_split: "annotations/trainval.txt".into(),
             val_split: "annotations/test.txt".into(),
+            val_fraction: 0.0,
             image_size: 224,
             normalize: NormalizeChoice::Unit,
             mask_resize: MaskResize::Nearest,
@@ -419,6 +429,9 @@ impl Default for Data {
             augment_on: AugmentOn::Auto,
             device_cache_mb: 4096,
             loader_threads: 0,
+            read_ahead: 64,
+            disk_cache_mb: 0,
+            disk_cache_dir: String::new(),
         }
     }
 }

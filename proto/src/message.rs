@@ -5,7 +5,7 @@ use crate::ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, Wor
 
 /// Coordinator and worker must agree on this number. It grows with every change that an older
 /// binary would misread.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// A message with its fences.
 #[derive(Clone, Debug, PartialEq)]
@@ -295,8 +295,10 @@ pub struct Welcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Form {
     pub rank: Rank,
-    /// In rank order.
-    pub roster: Vec<Member>,
+    /// Ranks.
+    pub world: u32,
+    /// Where the next rank listens. Nobody is told of all members: that would be n^2 addresses in all.
+    pub successor: String,
     /// Authenticates the ring.
     pub secret: [u8; 32],
     /// The rank whose state the others take.
@@ -306,12 +308,6 @@ pub struct Form {
     /// This rank holds the donor's state already, and only passes it on.
     pub holds_it: bool,
     pub start: Start,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub worker: WorkerId,
-    pub ring_address: String,
 }
 
 /// What the donor's state is.

@@ -7,7 +7,7 @@ mod fetch;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use cache::Cache;
+pub use cache::{Cache, user_cache};
 
 /// Names for files whose digests are known: torchvision's ImageNet weights, which it calls `IMAGENET1K_V1` and `_V2`.
 const KNOWN: [(&str, &str, &str); 2] = [

@@ -148,6 +148,7 @@ fn open(root: &Path) -> Result<Arc<Dataset>, Box<dyn Error>> {
         root: root.into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?))
 }
 

@@ -68,7 +68,8 @@ fn main() -> Result<(), Failure> {
                     generation: 1,
                     purpose: Purpose::Steps,
                     rank: rank as u32,
-                    addresses: addresses.clone(),
+                    world: world as u32,
+                    successor: addresses[(rank + 1) % addresses.len()],
                     secret: Secret([7; 32]),
                     patience: PATIENCE,
                 };

@@ -76,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         root,
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..Source::default()
     })?);
     for &batch in &arguments.batches {
         let StepAlone { rate, enqueue_ms, idle_ms } = step_alone(&arguments, batch)?;
@@ -167,7 +168,8 @@ fn with_data(arguments: &Arguments, dataset: &Arc<Dataset>, batch: u32) -> Resul
         generation: 1,
         purpose: Purpose::Steps,
         rank: 0,
-        addresses: vec![listener.local_addr()?],
+        world: 1,
+        successor: listener.local_addr()?,
         secret: Secret([0; 32]),
         patience: Duration::MAX,
     };

@@ -60,7 +60,8 @@ mod tests {
             generation: 1,
             purpose: Purpose::Steps,
             rank: 0,
-            addresses: vec![listener.local_addr().unwrap()],
+            world: 1,
+            successor: listener.local_addr().unwrap(),
             secret: Secret([0; 32]),
             patience: Duration::MAX,
         };

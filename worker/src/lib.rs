@@ -5,6 +5,7 @@ pub mod cli;
 mod connection;
 mod device;
 mod gpus;
+mod job_data;
 mod liveness;
 mod node;
 mod predict;

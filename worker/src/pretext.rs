@@ -4,7 +4,7 @@
 //! the mean of the encoder's coarsest features, trained together with the encoder by the job's optimizer, batches and
 //! augmentation. The decoder stays as drawn.
 
-use std::{collections::HashMap, fs, path::Path, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use musher_dataset::{BatchPlan, DatasetError, Split};
 use musher_model::{Mode, Replica};
@@ -36,8 +36,6 @@ pub enum PretextError {
          NAME CLASS SPECIES BREED, or --task rotation"
     )]
     NoLabel { list: String, line: usize, name: String, what: &'static str, column: usize },
-    #[error("cannot read {list}: {source}")]
-    List { list: String, source: std::io::Error },
     #[error(transparent)]
     Train(#[from] TrainError),
     #[error(transparent)]
@@ -156,11 +154,10 @@ struct Labels {
 
 impl Labels {
     fn of(task: Task, job: &JobConfig, data: &TrainingData) -> Result<Self, PretextError> {
-        let root = job.data.root_path();
         let read = |split: &Split| match task {
             Task::Rotation => Ok(Vec::new()),
-            Task::Breed => column(&root.join(&split.list), split, 1, "class"),
-            Task::Species => column(&root.join(&split.list), split, 2, "species"),
+            Task::Breed => column(split, 1, "class"),
+            Task::Species => column(split, 2, "species"),
         };
         let (train, val) = (read(&data.dataset.train())?, read(&data.dataset.val())?);
         Ok(Self { task, seed: job.seed, train, val })
@@ -191,11 +188,8 @@ impl Labels {
 }
 
 /// The numbers of one column of a split list, counted from 0, by sample id.
-fn column(list: &Path, split: &Split, column: usize, what: &'static str) -> Result<Vec<i64>, PretextError> {
-    let name = list.display().to_string();
-    let text =
-        fs::read_to_string(list).map_err(|source| PretextError::List { list: name.clone(), source })?;
-    let words = text.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+fn column(split: &Split, column: usize, what: &'static str) -> Result<Vec<i64>, PretextError> {
+    let words = split.text.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
     let rows: HashMap<_, _> = (1..)
         .zip(words)
         .filter_map(|(line, mut words)| {
@@ -207,7 +201,7 @@ fn column(list: &Path, split: &Split, column: usize, what: &'static str) -> Resu
     let label = |sample: &musher_dataset::Sample| {
         let (line, number) = rows.get(sample.name.as_str()).copied().unwrap_or_default();
         number.map(|number| number - 1).ok_or_else(|| PretextError::NoLabel {
-            list: name.clone(),
+            list: split.list.clone(),
             line,
             name: sample.name.clone(),
             what,

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{Arc, mpsc as sync_mpsc},
     thread,
     time::{Duration, Instant},
@@ -32,6 +33,7 @@ use tracing::{info, warn};
 use crate::{
     connection::{self, Keepalive},
     device::Found,
+    job_data,
     liveness::Liveness,
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, OrderNumber, Orders, Product},
@@ -383,11 +385,7 @@ impl Shell {
         self.follow(&job.cluster);
         self.options.liveness.follow(&job.cluster);
         let inputs = self.inputs.clone();
-        let source = DataSource {
-            root: self.options.data_root.clone().map_or_else(|| job.data.root_path(), Into::into),
-            train_split: job.data.train_split.clone(),
-            val_split: job.data.val_split.clone(),
-        };
+        let data_root = self.options.data_root.clone();
         let (ring_address, threads) = (self.options.ring_address, self.options.threads);
         let device = self.options.device.for_job(job.cluster.device);
         let (board, products) = (self.board.clone(), self.products.clone());
@@ -401,7 +399,8 @@ impl Shell {
                     return;
                 }
             };
-            let (dataset, listener) = match open(&source, ring_address) {
+            let source = job_data::source(&job, data_root.as_deref().map(Path::new));
+            let (dataset, listener) = match source.and_then(|source| open(&source, ring_address)) {
                 Ok(opened) => opened,
                 Err(error) => {
                     let _ = inputs.blocking_send(Input::NotPrepared { reason: format!("{error:#}") });

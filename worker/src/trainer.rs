@@ -226,23 +226,15 @@ impl Worker {
         aborter: &Aborter,
     ) -> Result<Membership, TrainError> {
         self.trainer.board.connects();
-        let addresses = form
-            .roster
-            .iter()
-            .map(|member| {
-                member.ring_address.parse::<SocketAddr>().map_err(|_| {
-                    CollectiveError::Invalid(format!(
-                        "{} is no address of {}",
-                        member.ring_address, member.worker
-                    ))
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let successor = form.successor.parse::<SocketAddr>().map_err(|_| {
+            CollectiveError::Invalid(format!("{} is no address of the next rank", form.successor))
+        })?;
         let spec = RingSpec {
             generation: generation.0,
             purpose: Purpose::Steps,
             rank: form.rank.0,
-            addresses,
+            world: form.world,
+            successor,
             secret: Secret(form.secret),
             patience: self.patience,
         };

@@ -125,16 +125,17 @@ fn worker_part() -> Vec<Finding> {
 }
 
 fn files() -> Finding {
-    let limit = getrlimit(Resource::Nofile).current;
+    // A coordinator raises its own, up to this one.
+    let limit = getrlimit(Resource::Nofile).maximum;
     let says = limit.map_or("no limit".to_owned(), |limit| format!("{limit} at once"));
     match limit {
         Some(limit) if limit < FEWEST_FILES => {
-            Finding::fail("open files", says, format!("raise the limit: ulimit -n {FILES}"))
+            Finding::fail("open files", says, format!("raise the hard limit: ulimit -Hn {FILES}"))
         }
         Some(limit) if limit < FILES => Finding::warn(
             "open files",
             says,
-            format!("enough for {} workers; for more, ulimit -n {FILES}", (limit - FEWEST_FILES / 2) / 2),
+            format!("enough for {} workers; for more, ulimit -Hn {FILES}", (limit - FEWEST_FILES / 2) / 2),
         ),
         _ => Finding::ok("open files", says),
     }
@@ -198,7 +199,7 @@ fn clock(now: SystemTime) -> Finding {
 }
 
 fn data(job: &JobConfig) -> Finding {
-    match run::open_data(&job.data) {
+    match run::open_data(job) {
         Ok(data) => {
             let (train, val) = (data.train().samples.len(), data.val().samples.len());
             Finding::ok(

@@ -60,7 +60,7 @@ impl Launch {
         }
         let program = workers::find_program().map_err(usage)?;
         // The workers read this very directory: what is wrong with it is found before there is a run.
-        run::open_data(&job.data).map_err(usage)?;
+        run::open_data(&job).map_err(usage)?;
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job, run::FormerTeam::IsGone).await?;
             let count = if prepared.is_finished() { 0 } else { count };

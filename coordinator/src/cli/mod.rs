@@ -5,6 +5,7 @@ mod certs;
 mod compare;
 mod data;
 mod doctor;
+mod files;
 mod kube;
 mod launch;
 mod logs;

@@ -1,15 +1,18 @@
 //! From a job file to a run's end: what `launch` and `serve` share.
 
-use std::{fs, future::Future, net::SocketAddr, path::Path};
+use std::{fs, future::Future, io, net::SocketAddr, path::Path};
 
 use anyhow::{Context, anyhow};
-use musher_dataset::{Dataset, DatasetError, Source};
+use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
-use tokio::{net::TcpListener, signal::unix};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix,
+};
 use tracing::{info, warn};
 
-use super::{Exit, Failure, JobArgs, access, usage};
+use super::{Exit, Failure, JobArgs, access, files, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
@@ -19,6 +22,9 @@ use crate::{
     service::{Handle, Service},
     telemetry::{self, Feed, Progress, TelemetryOptions},
 };
+
+/// Connections that wait to be taken; the system may allow fewer (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
 
 pub(super) fn load_job(args: &JobArgs) -> Result<JobConfig, Failure> {
     let text = read_job(&args.job)?;
@@ -33,7 +39,7 @@ pub(super) fn read_job(file: &Path) -> Result<String, Failure> {
 
 /// The resolved job, and in comments below it what it comes to for a team of `world`.
 pub(super) fn print_dry(job: &JobConfig, world: u32) {
-    let samples = match open_data(&job.data) {
+    let samples = match open_data(job) {
         Ok(data) => {
             Samples::Known { train: data.train().samples.len() as u64, val: data.val().samples.len() as u64 }
         }
@@ -43,11 +49,15 @@ pub(super) fn print_dry(job: &JobConfig, world: u32) {
 }
 
 /// The data set where the job says it is.
-pub(super) fn open_data(data: &job::Data) -> Result<Dataset, DatasetError> {
+pub(super) fn open_data(job: &JobConfig) -> Result<Dataset, DatasetError> {
+    let data = &job.data;
+    let held_out = HeldOut { fraction: data.val_fraction, seed: job.seed };
     Dataset::open(&Source {
         root: data.root_path(),
         train_split: data.train_split.clone(),
         val_split: data.val_split.clone(),
+        held_out: (data.val_fraction > 0.0).then_some(held_out),
+        ..Source::default()
     })
 }
 
@@ -85,11 +95,11 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Failure> {
     let door = access::door(&job, args.insecure)?;
     let guard = access::guard(&job.server, &door, args.insecure)?;
-    let listener = bind("server.grpc", job.server.grpc).await?;
+    let listener = bind("server.grpc", job.server.grpc)?;
     let address = listener.local_addr()?;
-    let site = bind("server.http", job.server.http).await?;
+    let site = bind("server.http", job.server.http)?;
     let probes = match job.server.probes {
-        Some(address) => Some(bind("server.probes", address).await?),
+        Some(address) => Some(bind("server.probes", address)?),
         None => None,
     };
     let feed = Feed::default();
@@ -103,6 +113,7 @@ pub(super) async fn prepare(
         tensorboard: Some(run_dir.tensorboard()),
     })?;
     access::caution(&job.server, &door, &guard);
+    files::allow_for(&job);
     let store = run_dir.checkpoints(&job).map_err(usage)?;
     let mut state = run_dir.next_state().map_err(usage)?;
     let resumed = match resume {
@@ -134,13 +145,21 @@ pub(super) async fn prepare(
     Ok(Prepared { service, listener, address, watched, result_weights, json: args.json })
 }
 
-async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let why = |error| {
         anyhow!(
             "cannot listen on {address}: {error}; give another address with --set {key}=HOST:PORT, port 0 for any"
         )
     };
-    TcpListener::bind(address).await.map_err(|error| usage(why(error)))
+    listen(address).map_err(|error| usage(why(error)))
+}
+
+/// As tokio does, with a longer queue: thousands of workers may come in one moment, and come back in one.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Prepared {

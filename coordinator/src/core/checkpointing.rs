@@ -9,8 +9,12 @@ use musher_proto::{
 
 use super::{
     effects::{Commit, Time},
-    roster::{Peers, Team},
+    peers::Peers,
+    roster::Team,
 };
+
+/// All replicas hold the same, so a part more than the store's link can use is a file more to write, and nothing gained.
+const MOST_UPLOADERS: u32 = 64;
 
 /// A checkpoint whose parts are on their way. It commits only when all are there and all carry the
 /// label that was asked for.
@@ -46,10 +50,12 @@ impl OpenCheckpoint {
         patience: Duration,
     ) -> (Self, Vec<(Session, Save)>) {
         let mut awaited = BTreeSet::new();
+        let uploaders = team.world().min(MOST_UPLOADERS);
         let saves = team
             .members()
+            .take(uploaders as usize)
             .map(|(rank, session)| {
-                let slice = slice(commit.state_bytes, rank, team.world());
+                let slice = slice(commit.state_bytes, rank, uploaders);
                 let weights = weights.clone().filter(|_| rank == Rank(0));
                 if let Some(peer) = peers.get(&session) {
                     awaited.insert((peer.worker().clone(), Part::State));
@@ -119,7 +125,7 @@ impl OpenCheckpoint {
 
     /// Whether a part of this worker's is still to come.
     pub fn awaits(&self, worker: &WorkerId) -> bool {
-        self.awaited.iter().any(|(owner, _)| owner == worker)
+        [Part::State, Part::Weights].into_iter().any(|part| self.awaited.contains(&(worker.clone(), part)))
     }
 }
 
@@ -127,4 +133,51 @@ impl OpenCheckpoint {
 fn slice(state_bytes: u64, rank: Rank, world: u32) -> std::ops::Range<u64> {
     let words = musher_proto::shard::share(0..state_bytes.div_ceil(4), rank, world);
     (words.start * 4).min(state_bytes)..(words.end * 4).min(state_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use musher_proto::ids::{Generation, Session};
+
+    use super::*;
+    use crate::core::effects::{Position, RunProgress};
+
+    fn saves(world: u64) -> Vec<Save> {
+        let position = Position {
+            lineage: Generation(1),
+            applied: musher_proto::ids::Step(8),
+            epoch: musher_proto::ids::Epoch(1),
+            cursor: 0,
+        };
+        let commit = Commit {
+            checkpoint: "c".into(),
+            position,
+            state_bytes: 763_000_000,
+            state_digest: 1,
+            world_size: world as u32,
+            dataset_digest: String::new(),
+            progress: RunProgress::default(),
+            is_best: true,
+            is_last: false,
+        };
+        let team = Team::new(Generation(1), (1..=world).map(Session).collect());
+        let (now, patience) = (Time::ZERO, Duration::from_secs(1));
+        let (_, saves) =
+            OpenCheckpoint::plan(commit, Some("{}".into()), &team, &Peers::default(), now, patience);
+        saves.into_iter().map(|(_, save)| save).collect()
+    }
+
+    #[test]
+    fn the_parts_tile_the_state_and_are_not_more_than_are_of_use() {
+        for (world, parts) in [(1, 1), (3, 3), (64, 64), (10_000, 64)] {
+            let saves = saves(world);
+            assert_eq!(saves.len(), parts);
+            let end = saves.iter().fold(0, |at, save| {
+                assert_eq!(save.offset, at);
+                at + save.length
+            });
+            assert_eq!(end, 763_000_000);
+            assert_eq!(saves.iter().filter(|save| save.weights.is_some()).count(), 1);
+        }
+    }
 }

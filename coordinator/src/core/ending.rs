@@ -16,7 +16,7 @@ impl Core {
         }
         self.persist(out); // a next life of the coordinator keeps the promise
         match self.phase {
-            Phase::Training { .. } => self.send_team(&ToWorker::Pause, out),
+            Phase::Training { .. } => self.pause_team(out),
             // A state that only workers hold is saved once its team is formed.
             Phase::Forming { .. } if self.newest_held().is_none() => self.finish(Status::Stopped, now, out),
             Phase::Storing { .. } => {
@@ -43,7 +43,7 @@ impl Core {
         if let Some(open) = self.checkpoint.take() {
             out.push(Action::AbandonCheckpoint { checkpoint: open.commit.checkpoint });
         }
-        for &session in self.peers.keys() {
+        for (&session, _) in self.peers.iter() {
             self.send(session, ToWorker::Finish(status.goodbye()), out);
         }
         if std::mem::take(&mut self.stop_requested) {
@@ -54,12 +54,12 @@ impl Core {
             Status::Failed { reason } => RunEvent::RunFailed { reason: reason.clone() },
             Status::Finished(_) | Status::Stopped => RunEvent::RunFinished { outcome: outcome.clone() },
         }));
-        self.phase = Phase::Lingering {
+        self.enter(Phase::Lingering {
             outcome,
             until: now + seconds(self.job.server.linger_s),
             // It is to hear of the end, not to look for a coordinator that is gone.
             expecting: self.removed.is_some_and(|at| now < at + self.heartbeat_timeout()),
-        };
+        });
     }
 
     fn outcome(&self, status: Status) -> Outcome {

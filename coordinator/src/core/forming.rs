@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use musher_proto::{
     ids::{Generation, Rank, Session},
-    message::{Form, Interrupted, Member, Pretrained, ReplicaLabel, Start, Synced, ToWorker, Waited},
+    message::{Form, Interrupted, Pretrained, ReplicaLabel, Start, Synced, ToWorker, Waited},
 };
 use sha2::{Digest, Sha256};
 
@@ -64,6 +64,9 @@ impl Core {
 
     /// Who alone holds the newest state is needed, whatever its links are like.
     fn call_holders_back(&mut self) {
+        if self.peers.count().benched == 0 {
+            return;
+        }
         let known = self.newest_held().map(|held| held.applied);
         let is_newer = |held: ReplicaLabel| Some(held.applied) > known && !self.is_safe(held);
         let benched = self.peers.iter().filter(|(_, peer)| peer.benched.is_some());
@@ -72,7 +75,7 @@ impl Core {
             .map(|(&session, _)| session)
             .collect();
         for session in holders {
-            if let Some(peer) = self.peers.get_mut(&session) {
+            if let Some(mut peer) = self.peers.get_mut(&session) {
                 peer.benched = None;
             }
         }
@@ -104,11 +107,8 @@ impl Core {
     /// Eligible states are all of one history, so steps count before lineage: a generation that only
     /// synced, from a checkpoint, has a newer name for an older state.
     pub(super) fn newest_held(&self) -> Option<ReplicaLabel> {
-        self.peers
-            .values()
-            .filter(|peer| peer.is_ready())
-            .filter_map(|peer| self.eligible(peer.held()))
-            .max_by_key(|held| (held.applied, held.lineage))
+        let held = self.peers.count().held();
+        held.filter_map(|held| self.eligible(Some(held))).max_by_key(|held| (held.applied, held.lineage))
     }
 
     /// `pooled`: equal labels mean equal states, so nothing needs to be sent to those who hold the donor's.
@@ -133,26 +133,23 @@ impl Core {
         let broadcast = !pooled || best.is_none() || joined.iter().any(|(_, held)| *held != best);
 
         let team = Team::new(generation, joined.iter().map(|(session, _)| *session).collect());
-        let roster: Vec<Member> = team
-            .members()
-            .filter_map(|(_, session)| self.peers.get(&session))
-            .filter_map(|peer| {
-                let ring_address = peer.join.as_ref()?.ring_address.clone();
-                Some(Member { worker: peer.worker().clone(), ring_address })
-            })
-            .collect();
+        let members = || team.members().filter_map(|(_, session)| self.peers.get(&session));
+        let addresses: Vec<String> =
+            members().filter_map(|peer| Some(peer.join.as_ref()?.ring_address.clone())).collect();
         self.fences.generation = generation;
-        self.roster = roster.iter().map(|member| member.worker.clone()).collect();
+        self.roster = members().map(|peer| peer.worker().clone()).collect();
         self.persist(out);
         let secret = self.secret(generation);
         let synced = Replies::expected_from(&team);
         let donor = Rank(donor as u32);
-        self.phase = Phase::Forming { team: team.clone(), donor, anew: best.is_none(), synced, since: now };
-        for (rank, session) in team.members() {
+        self.enter(Phase::Forming { team: team.clone(), donor, anew: best.is_none(), synced, since: now });
+        let successors = addresses.into_iter().cycle().skip(1);
+        for ((rank, session), successor) in team.members().zip(successors) {
             let held = self.peers.get(&session).and_then(|peer| self.eligible(peer.held()));
             let form = Form {
                 rank,
-                roster: roster.clone(),
+                world: team.world(),
+                successor,
                 secret,
                 donor,
                 broadcast,
@@ -247,7 +244,7 @@ impl Core {
         for &session in &awaiting {
             self.send(session, ToWorker::Abort { reason: reason.clone() }, out);
         }
-        self.phase = Phase::Gathering(Gathering {
+        self.enter(Phase::Gathering(Gathering {
             awaiting,
             until: now + seconds(self.job.cluster.regroup_window_s),
             // The survivors go on at once; who comes back is taken in between two steps.
@@ -256,7 +253,7 @@ impl Core {
             inquest: (!accounted_for && !late).then(Vec::new),
             former: Some(team),
             ..Gathering::default()
-        });
+        }));
         self.suspects_are_lost(now, out);
         self.barren += 1;
         if self.barren >= BARREN_LIMIT {
@@ -277,13 +274,14 @@ impl Core {
         now: Time,
         out: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         let worker = peer.worker().clone();
         let returns = peer.at_work().is_some();
         if let Some(join) = &mut peer.join {
             join.held = report.held;
             join.at_work = None;
         }
+        drop(peer);
         if let Some(held) = self.eligible(report.held) {
             self.advanced_to(held.applied);
         }
@@ -347,7 +345,7 @@ impl Core {
         let Some(rank) = evidence::verdict(testimony, team.world(), &holders) else { return };
         let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
         let Some((_, waited)) = witness else { return };
-        let Some(peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
+        let Some(mut peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
             return;
         };
         let bench = self.bench.entry(peer.worker().clone()).or_insert(Bench { until: now, times: 0 });
@@ -363,6 +361,9 @@ impl Core {
 
     /// Those whose time on the bench is over are as good as newcomers.
     pub(super) fn end_benches(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.peers.count().benched == 0 {
+            return;
+        }
         let over = |peer: &super::Peer| peer.benched.is_some_and(|until| now >= until);
         let free: Vec<Session> = self.peers.iter().filter(|(_, p)| over(p)).map(|(&s, _)| s).collect();
         for session in free {

@@ -15,9 +15,10 @@ use musher_proto::{
 use super::{
     Core, Phase,
     effects::{Action, Time},
+    peers::Peer,
     reasons::{AbortCause, Departure, Wait},
-    roster::Peer,
     seconds,
+    watch::Entry,
 };
 
 /// What somebody who holds the team up may take for it.
@@ -48,10 +49,10 @@ pub(super) fn is_elsewhere(peer: &Peer) -> bool {
 }
 
 /// What the coordinator waits for from its members.
+#[derive(Clone, Copy, Debug)]
 struct Awaited {
     /// Since when.
     ordered: Time,
-    members: Vec<Session>,
     /// When one of them was done with it: a sign that the exchange moves.
     moved: Time,
     /// They exchange something with each other, and may wait for it.
@@ -62,8 +63,14 @@ impl Core {
     /// Removes who is past its budget, and aborts an exchange in which nothing moves.
     pub(super) fn look_for_hangs(&mut self, now: Time, out: &mut Vec<Action>) {
         let Some(awaited) = self.awaited() else { return };
-        let stuck: Vec<(Session, Departure)> = self
-            .suspected(&awaited)
+        let members = self.awaited_members();
+        let stuck: Vec<(Session, Departure)> = members
+            .iter()
+            .filter_map(|&session| Some((session, self.peers.get(&session)?)))
+            .filter_map(|(session, peer)| {
+                let (began, budget) = self.suspicion(awaited, peer)?;
+                Some((session, peer, began, budget))
+            })
             .filter(|(_, _, began, budget)| now >= *began + *budget)
             .map(|(session, peer, began, budget)| {
                 let wait = Wait::of(peer.progress.as_ref(), now.saturating_sub(began));
@@ -76,59 +83,79 @@ impl Core {
         for (session, departure) in stuck {
             self.remove(session, departure, now, out);
         }
-        if let Some((due, wait)) = self.standstill(&awaited, now)
+        if let Some((due, wait)) = self.standstill(awaited, &members, now)
             && now >= due
         {
             self.abort(AbortCause::ExchangeStuck(wait), now, out);
         }
     }
 
-    pub(super) fn hang_deadline(&self) -> Option<Time> {
-        let awaited = self.awaited()?;
-        let stuck = self.suspected(&awaited).map(|(_, _, began, budget)| began + budget).min();
-        let standstill = self.standstill(&awaited, Time::ZERO).map(|(due, _)| due);
-        [stuck, standstill].into_iter().flatten().min()
+    /// When this peer is overdue, by this evidence and by its silence, and what it is to the team.
+    pub(super) fn watched(&self, session: Session) -> Option<Entry> {
+        let peer = self.peers.get(&session)?;
+        let lost = match &peer.suspect {
+            Some(suspect) => suspect.until,
+            None => peer.heard + self.heartbeat_timeout(),
+        };
+        let awaited = self.awaited().filter(|_| self.awaits(session));
+        let suspicion = awaited.and_then(|awaited| self.suspicion(awaited, peer));
+        let hung = suspicion.map(|(began, budget)| began + budget);
+        Some(Entry {
+            due: [Some(lost), peer.benched, hung].into_iter().flatten().min().unwrap_or(lost),
+            awaited: awaited.is_some(),
+            waits_since: awaited
+                .filter(|awaited| awaited.exchange && peer.suspect.is_none() && waits_for_peers(peer))
+                .map(|awaited| since(peer, awaited.ordered)),
+        })
+    }
+
+    /// When an exchange in which everybody waits counts as stuck.
+    pub(super) fn standstill_deadline(&self) -> Option<Time> {
+        let began = self.watch.standstill()?.max(self.awaited()?.moved);
+        Some(began + seconds(self.job.cluster.step_timeout_s))
     }
 
     fn awaited(&self) -> Option<Awaited> {
-        let of = |ordered, members, moved, exchange| Some(Awaited { ordered, members, moved, exchange });
+        let of = |ordered, moved, exchange| Some(Awaited { ordered, moved, exchange });
         match &self.phase {
-            Phase::Forming { team, synced, since, .. } => {
-                of(*since, synced.missing(team), synced.moved, true)
-            }
-            Phase::Training { team, finished, since, .. } => {
-                of(*since, finished.missing(team), finished.moved, true)
-            }
-            Phase::Validating { team, validated, since, .. } => {
-                of(*since, validated.missing(team), validated.moved, false)
-            }
-            Phase::Gathering(gathering) => {
-                of(gathering.since, gathering.awaiting.iter().copied().collect(), Time::ZERO, false)
-            }
+            Phase::Forming { synced, since, .. } => of(*since, synced.moved, true),
+            Phase::Training { finished, since, .. } => of(*since, finished.moved, true),
+            Phase::Validating { validated, since, .. } => of(*since, validated.moved, false),
+            Phase::Gathering(gathering) => of(gathering.since, Time::ZERO, false),
             Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => None,
         }
     }
 
-    /// Those that do not wait for their peers: each with since when, and for how long it may.
-    fn suspected<'a>(
-        &'a self,
-        awaited: &'a Awaited,
-    ) -> impl Iterator<Item = (Session, &'a Peer, Time, Duration)> {
-        let connected = |peer: &&Peer| peer.suspect.is_none();
-        awaited
-            .members
-            .iter()
-            .filter_map(move |session| Some((*session, self.peers.get(session).filter(connected)?)))
-            .filter(|(_, peer)| !(awaited.exchange && waits_for_peers(peer)))
-            .map(|(session, peer)| {
-                let budget = budget(peer.progress.as_ref(), &self.job.cluster);
-                (session, peer, since(peer, awaited.ordered), budget)
-            })
+    fn awaits(&self, session: Session) -> bool {
+        match &self.phase {
+            Phase::Forming { team, synced, .. } => synced.awaits(team, session),
+            Phase::Training { team, finished, .. } => finished.awaits(team, session),
+            Phase::Validating { team, validated, .. } => validated.awaits(team, session),
+            Phase::Gathering(gathering) => gathering.awaiting.contains(&session),
+            Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => false,
+        }
     }
 
-    /// When an exchange in which everybody waits counts as stuck.
-    fn standstill(&self, awaited: &Awaited, now: Time) -> Option<(Time, Wait)> {
-        let peers: Vec<&Peer> = awaited.members.iter().filter_map(|s| self.peers.get(s)).collect();
+    fn awaited_members(&self) -> Vec<Session> {
+        match &self.phase {
+            Phase::Forming { team, synced, .. } => synced.missing(team),
+            Phase::Training { team, finished, .. } => finished.missing(team),
+            Phase::Validating { team, validated, .. } => validated.missing(team),
+            Phase::Gathering(gathering) => gathering.awaiting.iter().copied().collect(),
+            Phase::Storing { .. } | Phase::Lingering { .. } | Phase::Ended => Vec::new(),
+        }
+    }
+
+    /// For one that is awaited and does not wait for its peers: since when, and for how long it may.
+    fn suspicion(&self, awaited: Awaited, peer: &Peer) -> Option<(Time, Duration)> {
+        let innocent = peer.suspect.is_some() || awaited.exchange && waits_for_peers(peer);
+        let budget = budget(peer.progress.as_ref(), &self.job.cluster);
+        (!innocent).then(|| (since(peer, awaited.ordered), budget))
+    }
+
+    /// When an exchange in which everybody waits counts as stuck, and who came to it last.
+    fn standstill(&self, awaited: Awaited, members: &[Session], now: Time) -> Option<(Time, Wait)> {
+        let peers: Vec<&Peer> = members.iter().filter_map(|s| self.peers.get(s)).collect();
         let waiting = |peer: &&Peer| peer.suspect.is_none() && waits_for_peers(peer);
         if !awaited.exchange || peers.is_empty() || !peers.iter().all(waiting) {
             return None;

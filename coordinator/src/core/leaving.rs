@@ -12,12 +12,13 @@ impl Core {
     /// A worker wants to go, or is wanted gone.
     pub(super) fn leaving(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
         let is_member = self.team().is_some_and(|team| team.rank_of(session).is_some());
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         if std::mem::replace(&mut peer.leaving, true) {
             return;
         }
+        drop(peer);
         match (is_member, &self.phase) {
-            (true, Phase::Training { .. }) => self.send_team(&ToWorker::Pause, out),
+            (true, Phase::Training { .. }) => self.pause_team(out),
             (true, _) => {} // at the next stopping point
             (false, _) => self.dismiss_leaving(now, out),
         }
@@ -25,6 +26,9 @@ impl Core {
 
     /// Lets those go that are no members and hold nothing that nobody else has.
     pub(super) fn dismiss_leaving(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.peers.count().leaving == 0 {
+            return;
+        }
         let done: Vec<Session> = self
             .peers
             .iter()
@@ -52,13 +56,7 @@ impl Core {
         let durable = |held| {
             self.is_safe(held) && !(self.is_unsavable(held) && self.staying() >= self.job.cluster.min_workers)
         };
-        let elsewhere = |held| {
-            durable(held)
-                || self
-                    .peers
-                    .values()
-                    .any(|peer| peer.is_ready() && !peer.leaving && peer.held() == Some(held))
-        };
+        let elsewhere = |held| durable(held) || self.peers.count().keeps(held);
         let is_member = self.team().is_some_and(|team| team.rank_of(session).is_some());
         let awaited =
             matches!(&self.phase, Phase::Gathering(gathering) if gathering.awaiting.contains(&session));
@@ -67,6 +65,6 @@ impl Core {
 
     /// Workers that have joined and want to stay.
     pub(super) fn staying(&self) -> u32 {
-        self.peers.values().filter(|peer| peer.is_ready() && !peer.leaving).count() as u32
+        self.peers.count().staying
     }
 }

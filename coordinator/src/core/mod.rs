@@ -11,6 +11,8 @@ mod evidence;
 mod forming;
 mod hangs;
 mod leaving;
+mod median;
+mod peers;
 pub mod reasons;
 mod restart;
 mod returning;
@@ -19,6 +21,7 @@ mod slowness;
 mod status;
 mod time;
 mod training;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -44,10 +47,13 @@ pub use effects::{
     Action, Commit, Event, Fences, Outcome, OwedSave, Position, RunEvent, RunProgress, RunState, Status,
     Stopped, Time,
 };
+use median::Median;
+use peers::{Peer, Peers, Suspect};
 use reasons::Wait;
 pub use reasons::{AbortCause, Departure};
-use roster::{Peer, Peers, Replies, Suspect, Team};
+use roster::{Replies, Team};
 pub use status::{Health, PeerStatus, RunStatus};
+use watch::Watch;
 
 /// What a coordinator starts from.
 #[derive(Clone, Debug)]
@@ -77,11 +83,15 @@ pub struct ResumePoint {
 #[derive(Debug)]
 pub struct Core {
     job: JobConfig,
+    /// The same as workers are told of it.
+    job_json: String,
     run: String,
     run_id: String,
     fences: Fences,
     entropy: [u8; 32],
     peers: Peers,
+    /// When one of them is overdue next.
+    watch: Watch,
     /// What all workers' data must be; set by the first to join.
     data: Option<DataFacts>,
     /// Digest of the data set that the run was started on, in an earlier life of the coordinator.
@@ -145,6 +155,10 @@ enum Phase {
         team: Team,
         train: Train,
         finished: Replies<SegmentFinished>,
+        /// What a step takes each of them.
+        step_ms: Median<Session>,
+        /// They have been told to stop before the segment's end.
+        pausing: bool,
         since: Time,
     },
     Validating {
@@ -253,19 +267,13 @@ impl Core {
             Event::TimePassed => {}
         }
         self.time_passed(now, out);
+        self.keep_watch();
         self.asked = self.next_deadline();
         actions
     }
 
     /// When `handle` wants to hear of the time again.
     pub fn next_deadline(&self) -> Option<Time> {
-        let peers = self.peers.values().flat_map(|peer| {
-            let lost = match &peer.suspect {
-                Some(suspect) => suspect.until,
-                None => peer.heard + self.heartbeat_timeout(),
-            };
-            [Some(lost), peer.benched].into_iter().flatten()
-        });
         let phase = match &self.phase {
             Phase::Gathering(gathering) => self.gathering_deadline(gathering),
             Phase::Lingering { until, .. } => Some(*until),
@@ -273,7 +281,41 @@ impl Core {
             _ => None,
         };
         let checkpoint = self.checkpoint.as_ref().and_then(|open| open.deadline());
-        peers.chain(phase).chain(checkpoint).chain(self.hang_deadline()).min()
+        [phase, checkpoint, self.overdue_at()].into_iter().flatten().min()
+    }
+
+    /// When to look for peers that are overdue.
+    fn overdue_at(&self) -> Option<Time> {
+        [self.watch.next(), self.standstill_deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes note of what has changed about peers.
+    fn keep_watch(&mut self) {
+        let touched = self.peers.take_touched();
+        let changed: Vec<Session> = match self.watch.begins_anew() {
+            true => self.peers.iter().map(|(&session, _)| session).collect(),
+            false => touched,
+        };
+        for session in changed {
+            let entry = self.watched(session);
+            self.watch.set(session, entry);
+        }
+    }
+
+    fn somebody_is_overdue(&mut self, now: Time) -> bool {
+        self.keep_watch();
+        if self.overdue_at().is_none_or(|at| now < at) {
+            return false;
+        }
+        self.watch.all_changed(); // what is noted may be too early
+        self.keep_watch();
+        self.overdue_at().is_some_and(|at| now >= at)
+    }
+
+    /// The run is at something else.
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.watch.all_changed();
     }
 
     fn session_opened(&mut self, session: Session, hello: Hello, now: Time, out: &mut Vec<Action>) {
@@ -284,17 +326,13 @@ impl Core {
             );
             return self.refuse(session, &hello, reason, out);
         }
-        if self
-            .peers
-            .values()
-            .any(|peer| *peer.worker() == hello.worker && peer.hello.incarnation > hello.incarnation)
-        {
+        if self.peers.of_worker(&hello.worker).any(|(_, peer)| peer.hello.incarnation > hello.incarnation) {
             let reason = format!("a newer process of worker {} is connected already", hello.worker);
             return self.refuse(session, &hello, reason, out);
         }
         self.give_way(&hello, now, out);
-        let others = self.peers.values().filter(|p| *p.worker() != hello.worker && p.join.is_some()).count();
-        if others as u32 >= self.job.cluster.max_workers {
+        let own = self.peers.of_worker(&hello.worker).filter(|(_, peer)| peer.join.is_some()).count();
+        if self.peers.count().joined - own as u32 >= self.job.cluster.max_workers {
             let reason = format!(
                 "the team has cluster.max_workers = {} members already",
                 self.job.cluster.max_workers
@@ -302,14 +340,13 @@ impl Core {
             return self.refuse(session, &hello, reason, out);
         }
         self.peers.insert(session, Peer::new(hello, now));
-        let job_json = serde_json::to_string(&self.job).expect("a job is plain data");
         self.send(
             session,
             ToWorker::Welcome(Welcome {
                 session,
                 run: self.run.clone(),
                 run_id: self.run_id.clone(),
-                job_json,
+                job_json: self.job_json.clone(),
             }),
             out,
         );
@@ -338,11 +375,12 @@ impl Core {
             return;
         }
         let live = self.live_generation();
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         peer.heard = now;
         let outside = message.generation == Generation(0) && may_stand_outside(&message.body);
         let leaves_its_own = matches!(message.body, FromWorker::Interrupted(_))
             && peer.at_work().is_some_and(|work| work.generation == message.generation);
+        drop(peer);
         if !outside && !leaves_its_own && live != Some(message.generation) {
             return; // another generation's message changes nothing
         }
@@ -357,16 +395,13 @@ impl Core {
             FromWorker::DataWarning(DataWarning { file, problem }) => {
                 // Each worker meets the file in its time; people hear of it once.
                 if self.data_warnings.insert((file.clone(), problem.clone())) {
-                    out.push(Action::Emit(RunEvent::DataWarning {
-                        worker: peer.worker().clone(),
-                        file,
-                        problem,
-                    }));
+                    let Some(worker) = self.name_of(session) else { return };
+                    out.push(Action::Emit(RunEvent::DataWarning { worker, file, problem }));
                 }
             }
             FromWorker::Failed(failed) if failed.any_worker => {
-                let reason = format!("worker {}: {}", peer.worker(), failed.reason);
-                self.fail(reason, now, out);
+                let Some(worker) = self.name_of(session) else { return };
+                self.fail(format!("worker {worker}: {}", failed.reason), now, out);
             }
             FromWorker::Failed(failed) => {
                 out.push(Action::CloseSession { session });
@@ -385,10 +420,11 @@ impl Core {
             let Some(peer) = self.peers.remove(&session) else { return };
             return self.refuse(session, &peer.hello, reason, out);
         }
-        let Some(peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
         let at_work = join.at_work;
         peer.join = Some(join);
+        drop(peer);
         match at_work {
             Some(work) => self.came_back(session, work, now, out),
             None => {
@@ -400,15 +436,17 @@ impl Core {
 
     /// A worker has joined, holds what it says, and can be formed into a generation.
     fn is_ready(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         let benched = self.bench.get(peer.worker()).map(|bench| bench.until);
         peer.benched = benched.filter(|until| *until > now);
+        let is_benched = peer.benched.is_some();
         out.push(Action::Emit(RunEvent::WorkerJoined {
             worker: peer.worker().clone(),
             host: peer.hello.host.clone(),
             device: peer.hello.device.clone(),
         }));
-        if peer.benched.is_none() {
+        drop(peer);
+        if !is_benched {
             self.is_there(now, out);
         }
     }
@@ -422,10 +460,7 @@ impl Core {
             // Whoever comes: form when nobody has come for a while.
             gathering.until = now + seconds(self.job.cluster.regroup_window_s);
         }
-        if let Phase::Training { .. } = self.phase {
-            // Taken in between two steps; nobody aborts anything.
-            self.send_team(&ToWorker::Pause, out);
-        }
+        self.pause_team(out); // taken in between two steps; nobody aborts anything
     }
 
     /// # Errors
@@ -485,7 +520,7 @@ impl Core {
                 departure: departure.clone(),
             }));
         }
-        if self.fences.generation == Generation(0) && self.peers.values().all(|peer| peer.join.is_none()) {
+        if self.fences.generation == Generation(0) && self.peers.count().joined == 0 {
             self.data = None; // nothing was trained on the first one's data set: it binds nobody
         }
         let lost =
@@ -506,9 +541,11 @@ impl Core {
     }
 
     fn time_passed(&mut self, now: Time, out: &mut Vec<Action>) {
-        self.lose_the_silent(now, out);
-        self.look_for_hangs(now, out);
-        self.end_benches(now, out);
+        if self.somebody_is_overdue(now) {
+            self.lose_the_silent(now, out);
+            self.look_for_hangs(now, out);
+            self.end_benches(now, out);
+        }
         if let Some(open) = &self.checkpoint
             && open.deadline().is_some_and(|deadline| now >= deadline)
         {
@@ -523,7 +560,7 @@ impl Core {
             && (self.peers.is_empty() && !expecting || now >= *until)
         {
             out.push(Action::End(outcome.clone()));
-            self.phase = Phase::Ended;
+            self.enter(Phase::Ended);
         }
     }
 
@@ -556,8 +593,11 @@ impl Core {
 
     /// The session under which a worker can be talked to.
     fn session_of(&self, worker: &WorkerId) -> Option<Session> {
-        let of_worker = |(_, peer): &(&Session, &Peer)| peer.worker() == worker && peer.suspect.is_none();
-        self.peers.iter().find(of_worker).map(|(&session, _)| session)
+        self.peers.of_worker(worker).find(|(_, peer)| peer.suspect.is_none()).map(|(session, _)| session)
+    }
+
+    fn name_of(&self, session: Session) -> Option<WorkerId> {
+        self.peers.get(&session).map(|peer| peer.worker().clone())
     }
 
     fn team(&self) -> Option<&Team> {
@@ -587,6 +627,15 @@ impl Core {
         let Some(team) = self.team() else { return };
         for (_, session) in team.members() {
             self.send(session, body.clone(), out);
+        }
+    }
+
+    /// Tells a team at its steps, once, to stop between two of them.
+    fn pause_team(&mut self, out: &mut Vec<Action>) {
+        if let Phase::Training { pausing, .. } = &mut self.phase
+            && !std::mem::replace(pausing, true)
+        {
+            self.send_team(&ToWorker::Pause, out);
         }
     }
 

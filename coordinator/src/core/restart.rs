@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use musher_proto::{
     ids::{Session, WorkerId},
-    message::{AtWork, ToWorker},
+    message::AtWork,
 };
 
 use super::{
-    Core, Durable, Gathering, Origin, Pace, Phase, SaveRequest,
+    Core, Durable, Gathering, Origin, Pace, Peer, Phase, SaveRequest, Watch,
     effects::{Action, OwedSave, RunEvent, RunProgress, RunState, Status, Time},
-    roster::{Peer, Peers, Replies, Team},
+    peers::Peers,
+    roster::Team,
     seconds,
 };
 
@@ -37,7 +38,8 @@ impl Core {
         let mut core = Self {
             run_id: state.id,
             fences: state.fences,
-            peers: Peers::new(),
+            peers: Peers::default(),
+            watch: Watch::default(),
             data: None,
             started_on: state
                 .dataset_digest
@@ -60,6 +62,7 @@ impl Core {
             last_scores: state.last_scores,
             data_warnings: BTreeSet::new(),
             unsavable: None,
+            job_json: serde_json::to_string(&job).expect("a job is plain data"),
             job,
             run,
             entropy,
@@ -122,9 +125,12 @@ impl Core {
     /// steps that these do not.
     pub(super) fn still_listens(&mut self, now: Time, out: &mut Vec<Action>) -> bool {
         let Phase::Gathering(Gathering { listening: Some(until), .. }) = self.phase else { return false };
+        if self.peers.count().joined < self.roster.len() as u32 && now < until {
+            return true;
+        }
         let joined = |worker: &WorkerId| {
-            let is_it = |peer: &Peer| peer.join.is_some() && peer.worker() == worker;
-            self.peers.iter().find_map(|(&session, peer)| is_it(peer).then_some((session, peer.at_work())))
+            let joined = |(session, peer): (Session, &Peer)| Some((session, peer.join.as_ref()?.at_work));
+            self.peers.of_worker(worker).find_map(joined)
         };
         let back: Option<Vec<_>> = self.roster.iter().map(joined).collect();
         match back {
@@ -149,16 +155,15 @@ impl Core {
         for (session, _) in back {
             self.is_taken_up(*session);
         }
-        let finished = Replies::expected_from(&team);
         let world_size = team.world();
-        self.phase = Phase::Training { team, train: work.train, finished, since: now };
+        self.enter_training(team, work.train, now);
         self.persist(out);
         out.push(Action::Emit(RunEvent::GenerationContinued { generation, world_size }));
         if self.wants_pause() {
-            self.send_team(&ToWorker::Pause, out);
+            self.pause_team(out);
         }
         for (session, _) in back {
-            if let Some(report) = self.peers.get_mut(session).and_then(|peer| peer.finished.take()) {
+            if let Some(report) = self.peers.get_mut(session).and_then(|mut peer| peer.finished.take()) {
                 self.segment_finished(*session, report, now, out);
             }
         }
@@ -170,6 +175,7 @@ impl Core {
         let working = self.peers.iter().filter_map(|(&session, peer)| Some((session, peer.at_work()?)));
         let working: Vec<(Session, AtWork)> = working.collect();
         if let Phase::Gathering(gathering) = &mut self.phase {
+            self.watch.all_changed();
             gathering.listening = None;
             gathering.since = now;
             if all_back || holds || !working.is_empty() {

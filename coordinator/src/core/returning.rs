@@ -11,6 +11,7 @@ use musher_proto::{
 use super::{
     Core, Departure, Phase, Suspect,
     effects::{Action, RunEvent, Time},
+    slowness::is_steady,
 };
 
 /// A broken stream is connected again in a fraction of it; a process that died is confirmed by its peers.
@@ -35,9 +36,8 @@ impl Core {
     pub(super) fn give_way(&mut self, hello: &Hello, now: Time, out: &mut Vec<Action>) {
         let former: Vec<(Session, bool)> = self
             .peers
-            .iter()
-            .filter(|(_, peer)| *peer.worker() == hello.worker)
-            .map(|(&session, peer)| (session, peer.hello.incarnation == hello.incarnation))
+            .of_worker(&hello.worker)
+            .map(|(session, peer)| (session, peer.hello.incarnation == hello.incarnation))
             .collect();
         for (session, same_process) in former {
             out.push(Action::CloseSession { session });
@@ -60,13 +60,16 @@ impl Core {
 
     fn suspect(&mut self, session: Session, detail: String, now: Time) {
         let grace = LONGEST_GRACE.min(self.heartbeat_timeout() / 4);
-        if let Some(peer) = self.peers.get_mut(&session) {
+        if let Some(mut peer) = self.peers.get_mut(&session) {
             peer.suspect.get_or_insert(Suspect { until: now + grace, detail });
         }
     }
 
     /// Peers found their exchange broken: who was merely suspect is gone.
     pub(super) fn suspects_are_lost(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.peers.count().suspect == 0 {
+            return;
+        }
         let suspects = self.peers.iter().filter_map(|(&session, peer)| {
             Some((session, Departure::Disconnected { detail: peer.suspect.as_ref()?.detail.clone() }))
         });
@@ -77,7 +80,7 @@ impl Core {
 
     /// It joins anew without going on: its place in the team is empty.
     pub(super) fn former_is_lost(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
-        let Some(worker) = self.peers.get(&session).map(|peer| peer.worker().clone()) else { return };
+        let Some(worker) = self.name_of(session) else { return };
         if let Some(former) = self.former_session(&worker, session) {
             let detail = "its connection broke".into();
             self.peer_lost(former, Departure::Disconnected { detail }, now, out);
@@ -85,27 +88,29 @@ impl Core {
     }
 
     fn former_session(&self, worker: &WorkerId, session: Session) -> Option<Session> {
-        self.peers.iter().find_map(|(&s, peer)| (s != session && peer.worker() == worker).then_some(s))
+        self.peers.of_worker(worker).find_map(|(other, _)| (other != session).then_some(other))
     }
 
     /// It joins while its training thread goes on with `work`.
     pub(super) fn came_back(&mut self, session: Session, work: AtWork, now: Time, out: &mut Vec<Action>) {
-        let Some(worker) = self.peers.get(&session).map(|peer| peer.worker().clone()) else { return };
+        let Some(worker) = self.name_of(session) else { return };
         let former = self.former_session(&worker, session);
         if let Phase::Gathering(gathering) = &self.phase
             && gathering.listening.is_some()
         {
             return; // the whole former team may come back so
         }
-        if let Phase::Training { team, train, .. } = &mut self.phase
+        if let Phase::Training { team, train, step_ms, .. } = &mut self.phase
             && (team.generation, *train) == (work.generation, work.train)
             && let Some((former, rank)) = former.and_then(|former| Some((former, team.rank_of(former)?)))
         {
             team.replace(former, session);
+            step_ms.remove(former);
             let before = self.peers.remove(&former);
-            if let Some(peer) = self.peers.get_mut(&session) {
+            if let Some(mut peer) = self.peers.get_mut(&session) {
                 peer.leaving |= before.as_ref().is_some_and(|peer| peer.leaving);
                 peer.progress = before.and_then(|peer| peer.progress);
+                peer.progress.filter(is_steady).inspect(|progress| step_ms.set(session, progress.step_ms));
             }
             self.is_taken_up(session);
             out.push(Action::Emit(RunEvent::WorkerReturned { worker, rank }));
@@ -137,7 +142,9 @@ impl Core {
 
     /// It is a member like any other from here on.
     pub(super) fn is_taken_up(&mut self, session: Session) {
-        if let Some(join) = self.peers.get_mut(&session).and_then(|peer| peer.join.as_mut()) {
+        if let Some(mut peer) = self.peers.get_mut(&session)
+            && let Some(join) = &mut peer.join
+        {
             join.at_work = None;
         }
     }
@@ -148,6 +155,6 @@ impl Core {
         let comes = |(session, peer): (&Session, &super::Peer)| {
             peer.is_ready() && !peer.leaving && team.rank_of(*session).is_none()
         };
-        self.stop_requested || self.peers.values().any(|peer| peer.leaving) || self.peers.iter().any(comes)
+        self.stop_requested || self.peers.count().leaving > 0 || self.peers.iter().any(comes)
     }
 }

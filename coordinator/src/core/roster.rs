@@ -1,93 +1,23 @@
-//! Who is connected, and who of them makes up a generation.
+//! Who makes up a generation, and what each member has reported. Who is connected is [`peers`](super::peers)'s.
 
 use std::collections::BTreeMap;
 
-use musher_proto::{
-    ids::{Generation, Rank, Session, WorkerId},
-    message::{AtWork, Hello, Join, Progress, ReplicaLabel, SegmentFinished},
-};
+use musher_proto::ids::{Generation, Rank, Session};
 
-use super::{effects::Time, slowness::Slowness};
-
-/// One connected worker.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    pub hello: Hello,
-    /// `None` until it has read its data and asked for work.
-    pub join: Option<Join>,
-    /// Its last report.
-    pub progress: Option<Progress>,
-    /// When that came.
-    pub progressed: Time,
-    /// When its last message came.
-    pub heard: Time,
-    /// It is to be let go between two steps.
-    pub leaving: bool,
-    /// A member whose stream has ended, and that may be back in a moment.
-    pub suspect: Option<Suspect>,
-    /// The end of its segment, told while the rest of its team was still awaited.
-    pub finished: Option<SegmentFinished>,
-    /// It was put out, and is not taken in again before then.
-    pub benched: Option<Time>,
-    /// How often in a row its steps were slow.
-    pub slow: Slowness,
-}
-
-#[derive(Clone, Debug)]
-pub struct Suspect {
-    pub until: Time,
-    /// How its stream ended.
-    pub detail: String,
-}
-
-impl Peer {
-    pub fn new(hello: Hello, now: Time) -> Self {
-        Self {
-            hello,
-            join: None,
-            progress: None,
-            progressed: now,
-            heard: now,
-            leaving: false,
-            suspect: None,
-            finished: None,
-            benched: None,
-            slow: Slowness::default(),
-        }
-    }
-
-    pub fn worker(&self) -> &WorkerId {
-        &self.hello.worker
-    }
-
-    /// It has joined and can be formed into a generation.
-    pub fn is_ready(&self) -> bool {
-        let stands = self.join.as_ref().is_some_and(|join| join.at_work.is_none());
-        stands && self.suspect.is_none() && self.benched.is_none()
-    }
-
-    /// The generation that it comes back with, until it is taken up or has left it.
-    pub fn at_work(&self) -> Option<AtWork> {
-        self.join.as_ref().and_then(|join| join.at_work)
-    }
-
-    pub fn held(&self) -> Option<ReplicaLabel> {
-        self.join.as_ref().and_then(|join| join.held)
-    }
-}
-
-pub type Peers = BTreeMap<Session, Peer>;
+use super::effects::Time;
 
 /// The members of one generation, in rank order, and what each has reported in the current phase.
 #[derive(Clone, Debug)]
 pub struct Team {
     pub generation: Generation,
     members: Vec<Session>,
+    ranks: BTreeMap<Session, Rank>,
 }
 
 impl Team {
     pub fn new(generation: Generation, members: Vec<Session>) -> Self {
-        Self { generation, members }
+        let ranks = members.iter().zip(0..).map(|(&session, rank)| (session, Rank(rank))).collect();
+        Self { generation, members, ranks }
     }
 
     pub fn world(&self) -> u32 {
@@ -104,13 +34,13 @@ impl Team {
 
     /// A member goes on under a new session.
     pub fn replace(&mut self, former: Session, session: Session) {
-        for member in self.members.iter_mut().filter(|member| **member == former) {
-            *member = session;
-        }
+        let Some(rank) = self.ranks.remove(&former) else { return };
+        self.members[rank.0 as usize] = session;
+        self.ranks.insert(session, rank);
     }
 
     pub fn rank_of(&self, session: Session) -> Option<Rank> {
-        self.members().find_map(|(rank, member)| (member == session).then_some(rank))
+        self.ranks.get(&session).copied()
     }
 }
 
@@ -132,6 +62,11 @@ impl<T> Replies<T> {
     pub fn take(&mut self, rank: Rank, reply: T, now: Time) {
         self.by_rank.entry(rank).or_insert(reply);
         self.moved = now;
+    }
+
+    /// Whether this member's reply is still awaited.
+    pub fn awaits(&self, team: &Team, session: Session) -> bool {
+        team.rank_of(session).is_some_and(|rank| !self.by_rank.contains_key(&rank))
     }
 
     /// Whose reply is still awaited.

@@ -8,6 +8,8 @@ use musher_proto::{
 use super::{
     Core, Phase,
     effects::{Action, RunEvent},
+    median::Median,
+    roster::Team,
 };
 
 /// A step that takes so many times its team-mates' median is slow ...
@@ -47,16 +49,29 @@ impl Slowness {
 impl Core {
     /// Compares a member's report with what its team-mates reported last.
     pub(super) fn look_for_slowness(&mut self, session: Session, progress: &Progress, out: &mut Vec<Action>) {
-        let Phase::Training { team, .. } = &self.phase else { return };
-        let Some(rank) = team.rank_of(session).filter(|_| is_steady(progress)) else { return };
-        let others = team.members().filter(|(_, member)| *member != session);
-        let mut times: Vec<f64> = others
-            .filter_map(|(_, member)| self.peers.get(&member)?.progress.filter(is_steady))
-            .map(|progress| progress.step_ms)
-            .collect();
-        times.sort_by(f64::total_cmp);
-        let Some(&median_ms) = times.get(times.len() / 2) else { return };
-        self.name_if_slow(session, rank, progress.step_ms, median_ms, out);
+        let Phase::Training { team, step_ms, .. } = &mut self.phase else { return };
+        let Some(rank) = team.rank_of(session) else { return };
+        step_ms.remove(session);
+        if !is_steady(progress) {
+            return;
+        }
+        let median_ms = step_ms.get(); // of the others
+        step_ms.set(session, progress.step_ms);
+        if let Some(median_ms) = median_ms {
+            self.name_if_slow(session, rank, progress.step_ms, median_ms, out);
+        }
+    }
+
+    /// What a step takes the members, by their last reports.
+    pub(super) fn reported_step_ms(&self, team: &Team) -> Median<Session> {
+        let mut step_ms = Median::new();
+        for (_, session) in team.members() {
+            if let Some(progress) = self.peers.get(&session).and_then(|peer| peer.progress.filter(is_steady))
+            {
+                step_ms.set(session, progress.step_ms);
+            }
+        }
+        step_ms
     }
 
     fn name_if_slow(
@@ -67,7 +82,7 @@ impl Core {
         median_ms: f64,
         out: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         if peer.slow.report(step_ms, median_ms) {
             let worker = peer.worker().clone();
             out.push(Action::Emit(RunEvent::WorkerSlow { worker, rank, step_ms, median_ms }));
@@ -75,7 +90,7 @@ impl Core {
     }
 }
 
-fn is_steady(progress: &Progress) -> bool {
+pub(super) fn is_steady(progress: &Progress) -> bool {
     progress.warm && progress.step_ms > 0.0
 }
 

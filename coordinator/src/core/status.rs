@@ -7,7 +7,7 @@ use musher_proto::{
     message::Progress,
 };
 
-use super::{Core, Phase, early_stopping::Best, effects::Time, reasons::what_it_does, roster::Peer};
+use super::{Core, Phase, early_stopping::Best, effects::Time, peers::Peer, reasons::what_it_does};
 
 #[derive(Clone, Debug)]
 pub struct RunStatus {
@@ -80,10 +80,9 @@ impl Core {
             epochs: self.job.train.epochs,
             train_samples: self.train_samples(),
             progress: self
-                .peers
-                .iter()
-                .find(|(s, _)| rank_of(**s) == Some(Rank(0)))
-                .and_then(|(_, peer)| peer.progress),
+                .team()
+                .and_then(|team| self.peers.get(&team.session_of(Rank(0))?))
+                .and_then(|peer| peer.progress),
             last_trouble: self.last_trouble.clone(),
             best: self.progress.early_stopping.best,
             peers: self

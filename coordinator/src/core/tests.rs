@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chaos;
+mod crowd;
 mod ending;
 mod failures;
 mod invariants;

@@ -25,7 +25,7 @@ impl Core {
     }
 
     fn move_on(&mut self, by: Duration) {
-        for peer in self.peers.values_mut() {
+        self.peers.change_times(|peer| {
             peer.heard += by;
             peer.progressed += by;
             if let Some(suspect) = &mut peer.suspect {
@@ -34,7 +34,8 @@ impl Core {
             if let Some(until) = &mut peer.benched {
                 *until += by;
             }
-        }
+        });
+        self.watch.all_changed();
         if let Some(open) = &mut self.checkpoint {
             open.moved += by;
         }

@@ -90,12 +90,17 @@ impl Core {
                 samples,
             }));
         }
-        let finished = Replies::expected_from(&team);
-        self.phase = Phase::Training { team, train, finished, since: now };
+        self.enter_training(team, train, now);
         self.send_team(&ToWorker::Train(train), out);
         if self.wants_pause() {
-            self.send_team(&ToWorker::Pause, out);
+            self.pause_team(out);
         }
+    }
+
+    pub(super) fn enter_training(&mut self, team: Team, train: Train, now: Time) {
+        let finished = Replies::expected_from(&team);
+        let step_ms = self.reported_step_ms(&team);
+        self.enter(Phase::Training { team, train, finished, step_ms, pausing: false, since: now });
     }
 
     /// The epoch's end, or before it the next step whose checkpoint is due.
@@ -129,11 +134,12 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         self.look_for_slowness(session, &progress, out);
-        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         let skipped_before =
             peer.progress.map_or(0, |p| if p.epoch == progress.epoch { p.steps_skipped } else { 0 });
         peer.progress = Some(progress);
         peer.progressed = now;
+        drop(peer);
         let Phase::Training { team, .. } = &self.phase else { return };
         let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
         if !speaks_for_the_team || progress.phase != WorkerPhase::Training {
@@ -174,11 +180,11 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         if let Phase::Gathering(Gathering { listening: Some(_), .. }) = &self.phase
-            && let Some(peer) = self.peers.get_mut(&session)
+            && let Some(mut peer) = self.peers.get_mut(&session)
         {
             peer.finished = Some(report); // it counts if the generation goes on
         }
-        let Phase::Training { team, train, finished, since } = &mut self.phase else { return };
+        let Phase::Training { team, train, finished, since, .. } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         let advanced = (train.cursor + 1..=train.end).contains(&report.held.cursor);
         let ends_it = if report.paused { advanced } else { report.held.cursor == train.end };
@@ -230,7 +236,7 @@ impl Core {
         }
         let validate = Validate { epoch: held.epoch, samples_wanted: PICTURE_SAMPLES };
         let validated = Replies::expected_from(&team);
-        self.phase = Phase::Validating { team, stop, validated, since: now };
+        self.enter(Phase::Validating { team, stop, validated, since: now });
         self.send_team(&ToWorker::Validate(validate), out);
     }
 
@@ -319,21 +325,23 @@ impl Core {
         }
         if go && self.checkpoint.as_ref().is_some_and(|open| !open.committing) {
             // Who goes may still have a part to upload.
-            self.phase = Phase::Storing { team, stop };
+            self.enter(Phase::Storing { team, stop });
             return;
         }
         for (_, session) in team.members() {
-            if let Some(join) = self.peers.get_mut(&session).and_then(|peer| peer.join.as_mut()) {
+            if let Some(mut peer) = self.peers.get_mut(&session)
+                && let Some(join) = &mut peer.join
+            {
                 join.held = Some(held);
             }
         }
-        self.phase = Phase::Gathering(Gathering {
+        self.enter(Phase::Gathering(Gathering {
             until: now,
             since: now,
             wanted: self.job.cluster.min_workers,
             pooled: true,
             ..Default::default()
-        });
+        }));
         if !enough {
             let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
             out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
@@ -366,7 +374,7 @@ impl Core {
     fn save(&mut self, team: Team, stop: StoppingPoint, save: SaveRequest, now: Time, out: &mut Vec<Action>) {
         if self.checkpoint.is_some() {
             self.owed = Some(save);
-            self.phase = Phase::Storing { team, stop };
+            self.enter(Phase::Storing { team, stop });
             return;
         }
         let held = stop.finished.held;
@@ -417,7 +425,7 @@ impl Core {
         }
         if save.then.is_some() || save.hold {
             self.owed = Some(save);
-            self.phase = Phase::Storing { team, stop };
+            self.enter(Phase::Storing { team, stop });
         } else {
             self.go_on(team, stop, now, out);
         }

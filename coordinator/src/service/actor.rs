@@ -175,7 +175,7 @@ impl Actor {
 
     fn send(&mut self, session: Session, message: Fenced<ToWorker>) {
         let Some(outbox) = self.sessions.get(&session) else { return };
-        if outbox.try_send(message).is_err() {
+        if outbox.try_send(Box::new(message)).is_err() {
             // The worker does not read, or is gone.
             self.sessions.remove(&session);
             let reason = "it does not read what it is sent".into();

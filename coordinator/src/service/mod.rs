@@ -166,10 +166,12 @@ impl Service {
                 let _ = end.await;
             });
         let server = tokio::spawn(server);
-        let outcome = actor.run(inbox, first_actions).await;
+        // A task like those that bring it messages: to wake one costs a thread nothing, to wake another thread for each
+        // message took more than all else.
+        let outcome = tokio::spawn(actor.run(inbox, first_actions)).await;
         let _ = ended.send(());
         // Streams that workers left open do not hold the coordinator up.
         let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
-        outcome
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 }

@@ -25,7 +25,8 @@ const OUTBOX: usize = 64;
 /// For a session's first message.
 const HELLO: Duration = Duration::from_secs(10);
 
-pub(super) type Outbox = mpsc::Sender<Fenced<ToWorker>>;
+/// Boxed, as a channel has places for many from the start, and each worker has one.
+pub(super) type Outbox = mpsc::Sender<Box<Fenced<ToWorker>>>;
 
 #[derive(Debug)]
 pub(super) struct Training {
@@ -62,7 +63,8 @@ impl training_server::Training for Training {
             .send(Input::SessionOpened { event: Event::SessionOpened { session, hello }, session, outbox })
             .await?;
         tokio::spawn(receive(session, inbound, self.handle.clone()));
-        let outgoing = ReceiverStream::new(outgoing).map(|message| Ok(message.into()));
+        let outgoing =
+            ReceiverStream::new(outgoing).map(|message: Box<Fenced<ToWorker>>| Ok((*message).into()));
         Ok(Response::new(Box::pin(outgoing)))
     }
 }

@@ -7,6 +7,9 @@ use super::{JobConfig, JobError, Place};
 /// Schemes of object stores, which a job may name one day.
 const OBJECT_STORES: [&str; 3] = ["s3://", "gs://", "az://"];
 
+/// Samples; what one of them costs is its files' bytes in memory.
+const MOST_READ_AHEAD: u32 = 65_536;
+
 /// What is wrong with one key, before anyone knows where it was written.
 #[derive(Debug)]
 pub(super) enum Problem {
@@ -62,6 +65,16 @@ fn data(job: &JobConfig) -> Result<(), Problem> {
     filled("data.val_split", &data.val_split, "a split file of the data set")?;
     memory("data.cache_mb", data.cache_mb)?;
     memory("data.device_cache_mb", data.device_cache_mb)?;
+    memory("data.disk_cache_mb", data.disk_cache_mb)?;
+    let share = data.val_fraction;
+    require((0.0..1.0).contains(&share), "data.val_fraction", || {
+        format!(
+            "{share} is outside 0..1, where 0 holds nothing out and 1 leaves nothing to train on; 0.2 is usual"
+        )
+    })?;
+    require(data.read_ahead <= MOST_READ_AHEAD, "data.read_ahead", || {
+        format!("{} is above {MOST_READ_AHEAD}; 64 is the default", data.read_ahead)
+    })?;
     let size = data.image_size;
     require(size >= 32 && size.is_multiple_of(32), "data.image_size", || {
         format!(

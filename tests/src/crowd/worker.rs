@@ -1,6 +1,8 @@
 //! A worker without a replica: it says over a real stream what a worker would say, at once. Its parameters are its
 //! label.
 
+use std::mem;
+
 use anyhow::{Context, bail};
 use musher_proto::{
     digest,
@@ -37,6 +39,8 @@ pub(super) struct Worker {
     form: Option<(Generation, Rank, u32)>,
     train: Option<(Generation, Train)>,
     held: ReplicaLabel,
+    /// How many it has noticed to be gone.
+    noticed: usize,
     began: Instant,
 }
 
@@ -66,8 +70,9 @@ impl Worker {
             bail!("a session begins with Welcome");
         };
         let held = ReplicaLabel { lineage: Generation(0), applied: Step(0), epoch: Epoch(0), cursor: 0 };
+        let noticed = conduct.borrow().gone.len();
         let (form, train, began) = (None, None, Instant::now());
-        Ok(Self { number, crowd, conduct, inbound, outbound, term, form, train, held, began })
+        Ok(Self { number, crowd, conduct, inbound, outbound, term, form, train, held, noticed, began })
     }
 
     /// Until it is told to go, or sent away.
@@ -96,6 +101,7 @@ impl Worker {
                     if self.conduct.borrow().gone.contains(&self.number) {
                         return Ok(());
                     }
+                    self.notice_the_gone().await?;
                     self.end_segment_if_due().await?;
                 }
             }
@@ -145,10 +151,11 @@ impl Worker {
                 };
                 self.say(generation, FromWorker::Validated(report)).await?;
             }
+            // One that noticed by itself has said so.
             ToWorker::Abort { .. } => {
-                self.train = None;
-                let left = Interrupted { held: Some(self.held), reason: String::new(), waited: None };
-                self.say(generation, FromWorker::Interrupted(left)).await?;
+                if self.train.take().is_some() {
+                    self.leave(generation, "").await?;
+                }
             }
             ToWorker::Finish(_) => {
                 self.say(Generation(0), FromWorker::Goodbye).await?;
@@ -162,8 +169,24 @@ impl Worker {
         Ok(false)
     }
 
+    /// An exchange breaks for all its members, whoever is gone.
+    async fn notice_the_gone(&mut self) -> anyhow::Result<()> {
+        let gone = self.conduct.borrow().gone.len();
+        if gone > mem::replace(&mut self.noticed, gone)
+            && let Some((generation, _)) = self.train.take()
+        {
+            self.leave(generation, "a peer closed its connection").await?;
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, generation: Generation, reason: &str) -> anyhow::Result<()> {
+        let left = Interrupted { held: Some(self.held), reason: reason.into(), waited: None };
+        self.say(generation, FromWorker::Interrupted(left)).await
+    }
+
     async fn synced(&mut self, generation: Generation, form: &Form) -> anyhow::Result<()> {
-        self.form = Some((generation, form.rank, form.roster.len() as u32));
+        self.form = Some((generation, form.rank, form.world));
         // What the donor would have given.
         self.held = ReplicaLabel { lineage: generation, ..self.crowd.board.newest().unwrap_or(self.held) };
         let synced = Synced {

@@ -64,6 +64,8 @@ pub struct Ledger {
     /// The last message was a Form: its like go out to the whole roster.
     forming: bool,
     forming_anew: bool,
+    /// The workers of each generation, in rank order.
+    pub teams: BTreeMap<Generation, Vec<usize>>,
 }
 
 /// A coordinator that was started again and has not formed or continued a team yet.
@@ -140,6 +142,7 @@ impl World {
     fn invariant_2_applied_never_falls_behind_a_live_holder(
         &self,
         form: &Form,
+        donor: Option<usize>,
         given_up: &[Session],
     ) -> Verdict {
         let fences = self.coordinator.disk.as_ref().map(|disk| disk.fences).unwrap_or_default();
@@ -160,7 +163,7 @@ impl World {
             form.start == Start::Held,
             "{name} holds step {applied}, but the team starts from the seed"
         );
-        let Some(donor) = self.donor(form) else { return Ok(()) }; // it has died meanwhile
+        let Some(donor) = donor else { return Ok(()) }; // it has died meanwhile
         let given = self.eligible(donor, fences).map(|label| label.applied);
         holds!(2, given >= Some(applied), "{name} holds step {applied}, the donor {donor} {given:?}");
         Ok(())
@@ -456,14 +459,14 @@ impl World {
 
     // ---- 8: nobody who does not belong --------------------------------------------------------
 
-    fn invariant_8_members_belong_to_the_run(&self, form: &Form) -> Verdict {
-        for member in &form.roster {
-            let worker = self.index_of(&member.worker).map(|worker| &self.workers[worker]);
-            let genuine = worker.is_some_and(|worker| worker.genuine);
-            holds!(8, genuine, "{} is taken into the team", member.worker);
-            let incarnation = member.ring_address.rsplit_once(':').and_then(|(_, text)| text.parse().ok());
-            let existed = worker.is_some_and(|worker| incarnation.is_some_and(|at: u64| at <= worker.starts));
-            holds!(8, existed, "{} is at {}, which is nobody's", member.worker, member.ring_address);
+    fn invariant_8_members_belong_to_the_run(&self, team: &[String]) -> Verdict {
+        for address in team {
+            let found = self.found_at(address);
+            let genuine = found.is_some_and(|(worker, _)| self.workers[worker].genuine);
+            holds!(8, genuine, "{address} is taken into the team");
+            let existed =
+                found.is_some_and(|(worker, incarnation)| incarnation <= self.workers[worker].starts);
+            holds!(8, existed, "{address} is nobody's");
         }
         Ok(())
     }
@@ -602,16 +605,17 @@ impl World {
     }
 
     pub fn before_actions(&mut self, actions: &VecDeque<Action>) {
-        let forms: Vec<(Session, &Form)> = actions
+        let forms: Vec<(Generation, &Form)> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Send { session, message: Fenced { body: ToWorker::Form(form), .. } } => {
-                    Some((*session, form))
+                Action::Send { message: Fenced { generation, body: ToWorker::Form(form), .. }, .. } => {
+                    Some((*generation, form))
                 }
                 _ => None,
             })
             .collect();
-        let Some((_, form)) = forms.first() else { return };
+        let Some(&(generation, form)) = forms.first() else { return };
+        let team = addresses(&forms);
         // Removed just now; one that is let go would still be there to hand on what it holds.
         let given_up: Vec<Session> = actions
             .iter()
@@ -628,7 +632,7 @@ impl World {
             Start::Checkpoint(_) => "starts from a checkpoint",
             Start::Seeded => "starts from the seed",
         });
-        let donor = self.donor(form);
+        let donor = team.get(form.donor.0 as usize).and_then(|address| self.living_at(address));
         let donated = match &form.start {
             Start::Held => {
                 donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.applied.0))
@@ -641,7 +645,7 @@ impl World {
             Start::Held | Start::Seeded => Ok(()),
         };
         let verdict = self
-            .invariant_2_applied_never_falls_behind_a_live_holder(form, &given_up)
+            .invariant_2_applied_never_falls_behind_a_live_holder(form, donor, &given_up)
             .and_then(|()| {
                 self.invariant_6_a_restart_rolls_back_nothing_that_came_back(
                     self.ledger.newest.next(),
@@ -650,7 +654,7 @@ impl World {
                 )
             })
             .and(visible)
-            .and_then(|()| self.invariant_8_members_belong_to_the_run(form));
+            .and_then(|()| self.invariant_8_members_belong_to_the_run(&team));
         let given_by = donor.and_then(|donor| self.thread(donor).map(|thread| thread.replica.label.lineage));
         let anew = match form.start {
             Start::Held => given_by.is_some_and(|lineage| self.ledger.anew.get(&lineage) == Some(&true)),
@@ -658,6 +662,8 @@ impl World {
         };
         self.ledger.forming_anew = anew;
         self.ledger.start = Some(form.start.clone());
+        let members = team.iter().filter_map(|address| Some(self.found_at(address)?.0)).collect();
+        self.ledger.teams.insert(generation, members);
         self.check(verdict);
         self.ledger.restart = None;
     }
@@ -861,12 +867,16 @@ impl World {
         self.workers.iter().position(|worker| worker.name == *name)
     }
 
-    /// The process that is to give its state, if it still lives.
-    fn donor(&self, form: &Form) -> Option<usize> {
-        let member = form.roster.get(form.donor.0 as usize)?;
-        let worker = self.index_of(&member.worker)?;
-        let incarnation = self.workers[worker].process.as_ref()?.incarnation;
-        (member.ring_address == format!("{}:{incarnation}", member.worker)).then_some(worker)
+    /// The worker at an address, and the process of it that said so.
+    fn found_at(&self, address: &str) -> Option<(usize, u64)> {
+        let (name, incarnation) = address.rsplit_once(':')?;
+        Some((self.index_of(&name.into())?, incarnation.parse().ok()?))
+    }
+
+    /// The same, if that process still lives.
+    fn living_at(&self, address: &str) -> Option<usize> {
+        let (worker, incarnation) = self.found_at(address)?;
+        (self.workers[worker].process.as_ref()?.incarnation == incarnation).then_some(worker)
     }
 
     /// The process lives and runs, and the coordinator has heard it join on a stream that is up.
@@ -913,4 +923,14 @@ fn invariant_8_a_stranger_gets_no_orders(message: &Fenced<ToWorker>) -> Verdict 
 fn invariant_8_a_stranger_changes_nothing(turned_down: bool, what: &str) -> Verdict {
     holds!(8, turned_down, "{what}");
     Ok(())
+}
+
+/// Where the members of a new team listen, in rank order: each is told of the next one.
+fn addresses(forms: &[(Generation, &Form)]) -> Vec<String> {
+    let world = forms.len();
+    let mut addresses = vec![String::new(); world];
+    for (_, form) in forms {
+        addresses[(form.rank.0 as usize + 1) % world].clone_from(&form.successor);
+    }
+    addresses
 }

@@ -227,7 +227,7 @@ impl World {
             Cue::Begun => {
                 self.drop_membership(worker);
                 self.take_seat(worker, generation, form);
-                let member = Member { generation, rank: form.rank, world: form.roster.len() as u32 };
+                let member = Member { generation, rank: form.rank, world: form.world };
                 let Some(thread) = self.thread(worker) else { return Ok(()) };
                 thread.member = Some(member);
                 thread.board.warm = false;
@@ -482,8 +482,7 @@ impl World {
     }
 
     fn take_seat(&mut self, worker: usize, generation: Generation, form: &Form) {
-        let index = |name: &musher_proto::ids::WorkerId| self.workers.iter().position(|w| w.name == *name);
-        let workers: Vec<usize> = form.roster.iter().filter_map(|member| index(&member.worker)).collect();
+        let workers = self.ledger.teams.get(&generation).cloned().unwrap_or_default();
         let process = self.workers[worker].process.as_ref();
         let incarnation = process.map(|process| process.incarnation);
         let aborted = process.is_some_and(|process| process.aborted.contains(&generation));

@@ -6,6 +6,7 @@ mod checks;
 
 mod chaos;
 mod commands;
+mod crowd;
 mod data;
 mod disk_full;
 mod failures;
@@ -15,6 +16,7 @@ mod kube;
 mod links;
 mod manifests;
 mod node;
+mod packed;
 mod pretrained;
 mod refusals;
 mod repeatability;

@@ -17,10 +17,7 @@ pub struct Cache {
 
 impl Cache {
     pub fn of_user() -> Self {
-        // The XDG specification wants relative paths ignored.
-        let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-        Self { directory: base.map(|base| base.join("musher").join("weights")) }
+        Self { directory: user_cache().map(|musher| musher.join("weights")) }
     }
 
     pub fn at(directory: &Path) -> Self {
@@ -35,6 +32,14 @@ impl Cache {
         let name: String = name.chars().filter(is_plain).collect();
         Ok(directory.join(&sha256.0).join(if name.is_empty() { "weights".into() } else { name }))
     }
+}
+
+/// Where Musher keeps what can be had again: `$XDG_CACHE_HOME/musher`, or `~/.cache/musher`; `None` without a home.
+pub fn user_cache() -> Option<PathBuf> {
+    // The XDG specification wants relative paths ignored.
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("musher"))
 }
 
 /// The digest of the file at `place`; `None` if there is no file of the expected one.

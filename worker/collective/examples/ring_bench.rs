@@ -63,11 +63,13 @@ fn member(args: &[String]) -> Result<(), Box<dyn Error>> {
     println!("{}", listener.local_addr()?);
     let mut roster = String::new();
     std::io::stdin().read_line(&mut roster)?;
+    let addresses = roster.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?;
     let spec = RingSpec {
         generation: 1,
         purpose: Purpose::Steps,
         rank,
-        addresses: roster.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?,
+        world: addresses.len() as u32,
+        successor: addresses[(rank as usize + 1) % addresses.len()],
         secret: Secret([7; 32]),
         patience: Duration::from_secs(10),
     };

@@ -38,8 +38,9 @@ pub struct RingSpec {
     pub generation: u64,
     pub purpose: Purpose,
     pub rank: u32,
-    /// Where the ranks listen, in their order.
-    pub addresses: Vec<SocketAddr>,
+    pub world: u32,
+    /// Where the next rank listens; the first is the last one's.
+    pub successor: SocketAddr,
     pub secret: Secret,
     /// How long a call waits without any progress before it fails by itself. Ample: who holds the team up
     /// is better judged from outside, sooner, and made known by an abort.
@@ -153,16 +154,14 @@ fn meet(
 impl RingSpec {
     fn membership(&self) -> Result<Membership, CollectiveError> {
         let invalid = |message: String| Err(CollectiveError::Invalid(message));
-        let Ok(world) = u32::try_from(self.addresses.len()) else {
-            return invalid(format!("{} ranks are too many", self.addresses.len()));
-        };
-        if self.rank >= world {
-            return invalid(format!("rank {} is not in a world of {world}", self.rank));
+        let &Self { rank, world, .. } = self;
+        if rank >= world {
+            return invalid(format!("rank {rank} is not in a world of {world}"));
         }
         if self.patience.is_zero() {
             return invalid("a call's patience is zero".into());
         }
-        Ok(Membership { generation: self.generation, rank: self.rank, world, patience: self.patience })
+        Ok(Membership { generation: self.generation, rank, world, patience: self.patience })
     }
 }
 

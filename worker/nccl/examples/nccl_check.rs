@@ -136,7 +136,7 @@ impl Rank {
         let all = env::var("MUSHER_CHECK_ADDRESSES")?;
         let all = all.split(',').map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?;
         let first = ((number - 1) * self.world) as usize;
-        let addresses = all[first..first + world as usize].to_vec();
+        let addresses = &all[first..first + world as usize];
         let aborter = Aborter::new()?;
         let spec = RingSpec {
             generation: u64::from(number),
@@ -144,9 +144,10 @@ impl Rank {
             purpose: musher_collective::Purpose::Steps,
             secret: Secret([number as u8; 32]),
             patience: CONNECT,
-            addresses,
+            world,
+            successor: addresses[(self.rank as usize + 1) % addresses.len()],
         };
-        let listener = RingListener::bind(spec.addresses[self.rank as usize])?;
+        let listener = RingListener::bind(addresses[self.rank as usize])?;
         let mut ring = listener.form(&spec, Instant::now() + CONNECT, &aborter)?;
         let id = self.runtime.agree_on_id(&mut ring)?;
         let place =

@@ -28,7 +28,8 @@ fn team<R: Send>(work: impl Fn(OnHost<Ring>) -> R + Sync) -> [R; 2] {
                 let spec = RingSpec {
                     generation: 1,
                     rank,
-                    addresses: addresses.clone(),
+                    world: 2,
+                    successor: addresses[1 - rank as usize],
                     purpose: musher_collective::Purpose::Steps,
                     secret: Secret([7; 32]),
                     patience: PATIENCE,

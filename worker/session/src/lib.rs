@@ -410,7 +410,7 @@ impl Session {
 mod tests {
     use musher_proto::{
         ids::{Epoch, Rank, Step},
-        message::{Member, Start},
+        message::Start,
     };
 
     use super::*;
@@ -435,7 +435,8 @@ mod tests {
     fn form() -> ToWorker {
         ToWorker::Form(Form {
             rank: Rank(0),
-            roster: vec![Member { worker: "a.0".into(), ring_address: "127.0.0.1:1".into() }],
+            world: 1,
+            successor: "127.0.0.1:1".into(),
             secret: [0; 32],
             donor: Rank(0),
             broadcast: false,

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{Failure, compute_threads, find, usage};
 use crate::{
     device::Choice,
+    job_data,
     train::{Feed, ProgressBoard, TrainingData, evaluate, validation_units},
     trained::Trained,
 };
@@ -75,20 +76,20 @@ impl Eval {
     }
 
     fn source(&self, trained: &Trained) -> anyhow::Result<Source> {
-        let data = match &self.job {
-            None => trained.job.data.clone(),
+        let job = match &self.job {
+            None => trained.job.clone(),
             Some(file) => {
                 let name = file.display().to_string();
                 let text =
                     fs::read_to_string(file).with_context(|| format!("cannot read the job file {name}"))?;
-                job::load(&text, &name, &[])?.data
+                job::load(&text, &name, &[])?
             }
         };
-        let root = self.data_root.clone().unwrap_or_else(|| data.root_path());
+        let source = job_data::source(&job, self.data_root.as_deref())?;
         Ok(match self.split.clone() {
-            None => Source { root, train_split: data.train_split, val_split: data.val_split },
+            None => source,
             // Nothing else of the data set needs to be there.
-            Some(split) => Source { root, train_split: split.clone(), val_split: split },
+            Some(split) => Source { train_split: split.clone(), val_split: split, held_out: None, ..source },
         })
     }
 }
@@ -103,6 +104,13 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
+    fn split(&self) -> String {
+        match self.source.held_out {
+            None => self.source.val_split.clone(),
+            Some(_) => format!("{} (held out)", self.source.train_split),
+        }
+    }
+
     fn as_json(&self) -> serde_json::Value {
         let Scores { loss, accuracy, miou, class_iou, samples } = self.scores;
         let text = |name: &str| self.trained.metadata.get(name);
@@ -112,7 +120,7 @@ impl Report<'_> {
             "epoch": self.trained.recorded("epoch").map(|epoch| epoch as u64),
             "step": self.trained.recorded("step").map(|step| step as u64),
             "data_root": self.source.root,
-            "split": self.source.val_split,
+            "split": self.split(),
             "data_of_the_run": self.of_the_run,
             "samples": samples,
             "val_loss": loss,
@@ -129,13 +137,14 @@ impl Report<'_> {
         let Scores { loss, accuracy, miou, class_iou, samples } = self.scores;
         let said = |name: &str| self.trained.metadata.get(name).map_or("?", String::as_str);
         let mut text = format!(
-            "{}: run {}, epoch {}, step {}\n{} samples of {}\n\n",
+            "{}: run {}, epoch {}, step {}\n{} samples of {}, {}\n\n",
             self.weights.display(),
             said("run"),
             said("epoch"),
             said("step"),
             samples,
-            self.source.root.join(&self.source.val_split).display(),
+            self.source.root.display(),
+            self.split(),
         );
         let recorded = |name: &str| self.trained.recorded(name).filter(|_| self.of_the_run);
         let mut line = |name: &str, here: Option<f64>, in_the_run: Option<f64>| {

@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use musher_dataset::{Dataset, ImageCache, Source, Warnings};
+use musher_dataset::{Dataset, ImageCache, Warnings};
 use musher_proto::{ids::Epoch, job};
 use serde_json::json;
 
 use super::{Failure, compute_threads, find, usage};
 use crate::{
     device::Choice,
+    job_data,
     pretext::{Pretext, Task},
     train::TrainingData,
 };
@@ -50,11 +51,7 @@ impl Pretrain {
         // All of the encoder learns here, whatever the job does with it later.
         job.model.freeze_encoder = false;
         let device = find(self.device)?;
-        let source = Source {
-            root: job.data.root_path(),
-            train_split: job.data.train_split.clone(),
-            val_split: job.data.val_split.clone(),
-        };
+        let source = job_data::source(&job, None).map_err(usage)?;
         let data = TrainingData {
             dataset: Arc::new(Dataset::open(&source).map_err(usage)?),
             cache: Arc::new(ImageCache::new(job::mebibytes(job.data.cache_mb))),

@@ -123,6 +123,7 @@ fn open(root: &Path) -> Arc<Dataset> {
         root: root.into(),
         train_split: "annotations/trainval.txt".into(),
         val_split: "annotations/test.txt".into(),
+        ..musher_dataset::Source::default()
     });
     Arc::new(dataset.unwrap())
 }
@@ -188,7 +189,8 @@ impl Worker {
         let member = self.member.as_mut().unwrap();
         let form = Form {
             rank: member.rank(),
-            roster: Vec::new(), // the ring stands already
+            world: member.world(),
+            successor: String::new(), // the ring stands already
             secret: [0; 32],
             donor: Rank(donor),
             broadcast: true,
@@ -243,7 +245,8 @@ impl Team {
                 generation,
                 purpose: Purpose::Steps,
                 rank,
-                addresses: addresses.clone(),
+                world: addresses.len() as u32,
+                successor: addresses[(rank as usize + 1) % addresses.len()],
                 secret: Secret([7; 32]),
                 patience: PATIENCE,
             };

@@ -279,6 +279,7 @@ impl Sim {
 
     pub fn tell(&mut self, event: Event) {
         let actions = self.core.handle(self.now, event);
+        assert_watch_is_in_time(&self.core);
         self.perform_all(actions);
     }
 
@@ -718,7 +719,7 @@ impl Sim {
                     .iter()
                     .any(|m| m.generation == worker.generation && matches!(m.body, ToWorker::Form(_)))
         });
-        left || here.len() + unformed.count() < form.roster.len()
+        left || here.len() + unformed.count() < form.world as usize
     }
 
     fn has_left(&self, worker: &Worker) -> bool {
@@ -730,7 +731,7 @@ impl Sim {
 
     fn can_sync(&self, worker: &Worker) -> bool {
         let Some(form) = &worker.form else { return false };
-        self.members(worker.generation).len() == form.roster.len()
+        self.members(worker.generation).len() == form.world as usize
             && (form.rank == form.donor || self.donated.contains_key(&worker.generation))
     }
 
@@ -818,7 +819,7 @@ impl Sim {
         let units = ValidationUnits { samples: VAL_SAMPLES, unit: u64::from(self.job.train.global_batch) };
         let at = (validate.epoch.0 as usize - 1).min(self.curve.len() - 1);
         let loss = self.curve[at];
-        let units = units.of_rank(form.rank, form.roster.len() as u32).map(|index| {
+        let units = units.of_rank(form.rank, form.world as usize as u32).map(|index| {
             let samples = units.positions(index);
             UnitResult {
                 index,
@@ -870,5 +871,14 @@ pub fn heartbeat() -> Progress {
         step_ms: 0.0,
         waits: StepWaits::default(),
         steps_skipped: 0,
+    }
+}
+
+/// Of all peers asked one by one, none is overdue before the core looks.
+fn assert_watch_is_in_time(core: &Core) {
+    let dues = core.peers.iter().filter_map(|(&session, _)| Some(core.watched(session)?.due));
+    if let Some(first) = dues.min() {
+        let looks = core.overdue_at();
+        assert!(looks.is_some_and(|at| at <= first), "it looks at {looks:?}, and is to at {first:?}");
     }
 }

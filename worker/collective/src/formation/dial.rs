@@ -57,7 +57,7 @@ impl<'a> Dial<'a> {
         Self {
             secret: &spec.secret,
             introduction,
-            address: spec.addresses[member.successor() as usize],
+            address: spec.successor,
             progress: Progress::Idle { retry_at: now },
             backoff: RETRY_FIRST,
             last_failure: "it did not answer".into(),

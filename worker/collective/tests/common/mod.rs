@@ -20,12 +20,15 @@ pub fn addresses(listeners: &[RingListener]) -> Vec<SocketAddr> {
     listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
+/// Of a team that listens at these addresses.
 pub fn spec(rank: u32, addresses: &[SocketAddr]) -> RingSpec {
+    let successor = addresses.iter().cycle().nth(rank as usize + 1);
     RingSpec {
         generation: 3,
         purpose: Purpose::Steps,
         rank,
-        addresses: addresses.to_vec(),
+        world: addresses.len() as u32,
+        successor: *successor.unwrap_or(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         secret: Secret([42; 32]),
         patience: PATIENCE,
     }

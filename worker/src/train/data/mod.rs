@@ -143,7 +143,9 @@ impl Feed {
         plan: impl Iterator<Item = BatchPlan> + Send + 'static,
     ) -> Loader {
         let TrainingData { cache, warnings, threads, .. } = self.data.clone();
-        Loader::start(LoaderOptions { split, view, threads, ahead: AHEAD, cache, warnings }, plan)
+        let read_ahead = self.job.data.read_ahead as usize;
+        let options = LoaderOptions { split, view, threads, ahead: AHEAD, read_ahead, cache, warnings };
+        Loader::start(options, plan)
     }
 
     fn view(&self, transform: Transform) -> View {

@@ -66,6 +66,7 @@ impl Prefetcher {
                 wanted: move |sample: &Sample| !store.holds(sample),
                 threads: options.threads,
                 ahead: DECODED_AHEAD,
+                read_ahead: options.job.data.read_ahead as usize,
                 warnings: options.warnings.clone(),
             },
             plan,

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     fn sample(index: usize) -> Sample {
-        Sample { name: String::new(), image: format!("{index}.jpg").into(), mask: PathBuf::new() }
+        Sample::of_files("", format!("{index}.jpg"), "")
     }
 
     fn raster(index: usize) -> Raster<4> {
