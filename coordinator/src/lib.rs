@@ -8,6 +8,7 @@ pub mod core;
 pub mod fetch;
 pub mod http;
 pub mod kube;
+mod outlook;
 pub mod run_dir;
 pub mod service;
 pub mod store;

@@ -14,6 +14,11 @@ pub fn visible_gpus() -> u32 {
     visible(present, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
 }
 
+/// The NVIDIA driver's version, where there is one.
+pub fn driver_version() -> Option<String> {
+    Nvml::init().ok()?.sys_driver_version().ok()
+}
+
 /// As CUDA reads its list: up to the first entry that names no GPU.
 fn visible(present: u32, list: Option<&str>) -> u32 {
     let Some(list) = list else { return present };

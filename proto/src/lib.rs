@@ -7,8 +7,10 @@ pub mod digest;
 pub mod ids;
 pub mod job;
 pub mod message;
+pub mod patience;
 pub mod scores;
 pub mod shard;
+pub mod size;
 
 /// The generated types and services of `musher.v1`. They stop at [`convert`].
 pub mod wire {

@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod chaos;
 pub mod checkpoints;
+pub mod cluster;
 pub mod crowd;
 pub mod data;
 pub mod faults;

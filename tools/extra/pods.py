@@ -294,6 +294,7 @@ def main(place):
     workers = cluster.jobs["pods-workers"]
 
     cluster.until("a coordinator that is alive and ready, without workers", lambda: (c := cluster.of("pods-coordinator")) and cluster.probe(c[0], "startupProbe") and cluster.probe(c[0], "readinessProbe"))
+    cluster.until("workers that are alive, though they may wait yet", lambda: len(pods := cluster.of("pods-workers")) == 2 and all(cluster.probe(pod, "startupProbe") and cluster.probe(pod, "livenessProbe") for pod in pods))
     cluster.until("a team of two", cluster.team_of(2, 0))
 
     told = len(cluster.events())

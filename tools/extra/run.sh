@@ -34,7 +34,7 @@ if [ -n "$python" ]; then
     skip "the page in a browser: apt install chromium"
   fi
   check "TensorBoard's reader" "$python" tools/extra/curves.py "$binaries"
-  check "manifests against Kubernetes' schemas" "$python" tools/extra/kubernetes.py "$binaries"
+  check "manifests against Kubernetes' schemas" "$python" tools/manifests.py "$binaries"
   if [ "$(id -u)" -eq 0 ] && command -v bwrap >/dev/null && command -v ip >/dev/null; then
     check "rendered pods as local processes" "$python" tools/extra/pods.py "$binaries"
   else

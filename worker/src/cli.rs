@@ -1,5 +1,6 @@
 //! The command line of `musher-worker`.
 
+mod doctor;
 mod eval;
 mod predict;
 mod pretrain;
@@ -8,6 +9,7 @@ use std::{
     io::IsTerminal,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,13 +19,15 @@ use musher_proto::ids::WorkerId;
 use musher_security::{Credentials, CredentialsArgs};
 use musher_session::{Exit, Identity};
 use rustix::process::Pid;
+use tokio::task;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     connection::{self, Keepalive},
     device::Choice,
+    liveness::Liveness,
     node::{Node, WorkersPerNode},
-    shell,
+    probes, shell,
 };
 
 /// Trains a replica as a member of a Musher team.
@@ -44,6 +48,8 @@ enum Subcommands {
     Eval(eval::Eval),
     /// Train an encoder on a task without masks, to start a run from
     Pretrain(pretrain::Pretrain),
+    /// Look whether libtorch, CUDA and NCCL are here and fit
+    Doctor(doctor::Doctor),
 }
 
 /// Why `predict` or `eval` could not do its work.
@@ -97,6 +103,12 @@ struct Join {
     /// Seconds to wait for a coordinator that is not up yet
     #[arg(long, value_name = "S", default_value_t = 60)]
     connect_timeout_s: u64,
+    /// Answer an orchestrator's probes there, at /livez: whether the training gets on, of each of a node's workers
+    #[arg(long, value_name = "IP:PORT")]
+    probes: Option<SocketAddr>,
+    /// Tell the node's command, which asks at this name, whether the training gets on
+    #[arg(long, value_name = "NAME", hide = true, conflicts_with = "probes")]
+    pulse: Option<String>,
     /// End when this process, the one that started it, is gone
     #[arg(long, value_name = "PID")]
     parent: Option<i32>,
@@ -120,6 +132,7 @@ impl Command {
             Subcommands::Predict(predict) => exit_code(predict.run()),
             Subcommands::Eval(eval) => exit_code(eval.run()),
             Subcommands::Pretrain(pretrain) => exit_code(pretrain.run()),
+            Subcommands::Doctor(doctor) => doctor.run(),
         }
     }
 }
@@ -204,6 +217,7 @@ impl Join {
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             max_restarts: self.max_restarts,
             flags,
+            probes: self.probes,
         };
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(node.run())
     }
@@ -226,7 +240,16 @@ impl Join {
         let threads = compute_threads(self.threads);
         // Few threads: it only carries messages, and the cores belong to training.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let liveness = Arc::new(Liveness::default());
         let exit = runtime.block_on(async {
+            // From the first moment: one that looks for its coordinator is alive.
+            if let Some(address) = self.probes {
+                let (listener, liveness) = (probes::bind(address).await?, liveness.clone());
+                task::spawn(probes::serve(listener, move || std::future::ready(liveness.verdict())));
+            }
+            if let Some(name) = &self.pulse {
+                task::spawn(probes::tell(probes::bind_name(name)?, liveness.clone()));
+            }
             let connect_timeout = Duration::from_secs(self.connect_timeout_s);
             let channel =
                 connection::connect(&url, &credentials, connect_timeout, Keepalive::default()).await?;
@@ -245,6 +268,7 @@ impl Join {
                 device,
                 data_root: self.data_root,
                 threads,
+                liveness,
             };
             shell::run(options).await
         });

@@ -1,18 +1,30 @@
 //! The workers of one machine under one command: how many they are, what each is started with, and how the
 //! command ends. Starting them again is the launcher's business, training each worker's own.
 
-use std::{env, ffi::OsString, num::NonZeroU32, path::Path, str::FromStr, time::Duration};
+use std::{
+    env,
+    ffi::OsString,
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::Path,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::Context;
 use musher_launcher::{Ending, RestartPolicy, Team, WorkerCommand, visible_gpus};
 use musher_security::Credentials;
 use musher_session::Exit;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task,
+};
 use tracing::info;
 
 use crate::{
     connection::{self, Keepalive},
     device::Choice,
+    probes,
 };
 
 /// How many workers a machine gets.
@@ -65,11 +77,18 @@ pub struct Node {
     pub max_restarts: u32,
     /// What each `join` gets besides.
     pub flags: Vec<OsString>,
+    /// Where probes are answered.
+    pub probes: Option<SocketAddr>,
 }
 
 impl Node {
     /// Runs the workers until the run, or each worker's part in it, is over.
     pub async fn run(self) -> anyhow::Result<Exit> {
+        let pulses = Pulses::of_this_node();
+        if let Some(address) = self.probes {
+            let (listener, names) = (probes::bind(address).await?, pulses.all(self.count));
+            task::spawn(probes::serve(listener, move || ask_all(names.clone())));
+        }
         // Else each of them would find out, and be started again for it.
         connection::connect(&self.url, &self.credentials, self.connect_timeout, Keepalive::default()).await?;
         let default = RestartPolicy::default();
@@ -82,17 +101,20 @@ impl Node {
         let program = env::current_exe().context("cannot find this program, to start the workers with it")?;
         let threads = self.threads.unwrap_or_else(|| shared_cores(self.count));
         info!(workers = self.count, threads, "starting this machine's workers");
-        let commands = (0..self.count).map(|rank| self.command(&program, rank, threads)).collect();
+        let commands = (0..self.count).map(|rank| self.command(&program, rank, threads, &pulses)).collect();
         see_through(Team::start(commands, policy)?).await
     }
 
-    fn command(&self, program: &Path, rank: u32, threads: usize) -> WorkerCommand {
+    fn command(&self, program: &Path, rank: u32, threads: usize, pulses: &Pulses) -> WorkerCommand {
         let mut args: Vec<OsString> = vec!["join".into(), self.url.clone().into()];
         let mut flag = |name: &str, value: String| args.extend([name.into(), value.into()]);
         flag("--local-rank", rank.to_string());
         flag("--threads", threads.to_string());
         flag("--connect-timeout-s", self.connect_timeout.as_secs().to_string());
         flag("--parent", std::process::id().to_string());
+        if self.probes.is_some() {
+            flag("--pulse", pulses.name(rank));
+        }
         match &self.name {
             Some(name) if self.count > 1 => flag("--name", format!("{name}.{rank}")),
             Some(name) => flag("--name", name.clone()),
@@ -101,6 +123,36 @@ impl Node {
         args.extend(self.flags.iter().cloned());
         WorkerCommand { program: program.to_owned(), args, name: rank.to_string() }
     }
+}
+
+/// The names at which a node's workers are asked how they are. They are of this node alone, also where several share
+/// a network and none sees the others' process ids.
+struct Pulses {
+    prefix: String,
+}
+
+impl Pulses {
+    fn of_this_node() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { prefix: format!("musher-{}-{}", std::process::id(), now.as_nanos()) }
+    }
+
+    fn name(&self, rank: u32) -> String {
+        format!("{}-{rank}", self.prefix)
+    }
+
+    fn all(&self, count: u32) -> Vec<String> {
+        (0..count).map(|rank| self.name(rank)).collect()
+    }
+}
+
+/// A node is as alive as its workers. One that is dead, or waits to be started again, is this command's business and
+/// no probe's.
+async fn ask_all(names: Vec<String>) -> Result<(), String> {
+    for (rank, name) in names.iter().enumerate() {
+        probes::ask(name).await.map_err(|why| format!("worker {rank}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// The first SIGTERM or SIGINT drains the workers; a second ends them and this process at once.

@@ -34,6 +34,7 @@ use crate::{
     connection::{self, Keepalive},
     device::Found,
     job_data,
+    liveness::Liveness,
     train::{ProgressBoard, Source, StopFlag, TrainingData},
     trainer::{self, Order, OrderNumber, Orders, Product},
     transfer,
@@ -76,6 +77,8 @@ pub struct Options {
     pub data_root: Option<String>,
     /// Of libtorch.
     pub threads: usize,
+    /// Asked by probes.
+    pub liveness: Arc<Liveness>,
 }
 
 /// Serves one run, to its end.
@@ -87,6 +90,7 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
     let mut shell = Shell {
         link: Link::open(options.channel.clone(), inputs.clone()),
         patience: options.connect_timeout,
+        board: options.liveness.board(),
         options,
         session,
         inputs,
@@ -99,7 +103,6 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         time_to_leave: Duration::MAX,
         leaving: None,
         products,
-        board: Arc::new(ProgressBoard::default()),
         orders: None,
         prepared: None,
         exchange: None,
@@ -380,6 +383,7 @@ impl Shell {
     /// Reads the lists, and has the training thread build its replica; the session hears how it went.
     fn prepare(&mut self, job: JobConfig) {
         self.follow(&job.cluster);
+        self.options.liveness.follow(&job.cluster);
         let inputs = self.inputs.clone();
         let data_root = self.options.data_root.clone();
         let (ring_address, threads) = (self.options.ring_address, self.options.threads);

@@ -4,9 +4,8 @@ use std::num::NonZeroUsize;
 
 use anyhow::anyhow;
 use clap::Args;
-use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
 use musher_launcher::{RestartPolicy, visible_gpus};
-use musher_proto::job::{self, JobConfig};
+use musher_proto::job;
 use musher_security::CredentialsArgs;
 use tracing::warn;
 
@@ -56,12 +55,12 @@ impl Launch {
         job.cluster.workers = count;
         job.validate().map_err(usage)?;
         if self.job.dry_run {
-            print!("{}", job.to_toml());
+            run::print_dry(&job, count);
             return Ok(Exit::Finished);
         }
         let program = workers::find_program().map_err(usage)?;
         // The workers read this very directory: what is wrong with it is found before there is a run.
-        check_data(&job).map_err(usage)?;
+        run::open_data(&job).map_err(usage)?;
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job, run::FormerTeam::IsGone).await?;
             let count = if prepared.is_finished() { 0 } else { count };
@@ -119,19 +118,6 @@ impl Placement {
         };
         Ok(Self { count, device })
     }
-}
-
-fn check_data(job: &JobConfig) -> Result<(), DatasetError> {
-    let data = &job.data;
-    let held_out = HeldOut { fraction: data.val_fraction, seed: job.seed };
-    let source = Source {
-        root: data.root_path(),
-        train_split: data.train_split.clone(),
-        val_split: data.val_split.clone(),
-        held_out: (data.val_fraction > 0.0).then_some(held_out),
-        ..Source::default()
-    };
-    Dataset::open(&source).map(drop)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod certs;
 mod checkpoints;
 mod compare;
 mod data;
+mod doctor;
 mod files;
 mod kube;
 mod launch;
@@ -48,9 +49,11 @@ enum Subcommands {
     Checkpoints(checkpoints::Checkpoints),
     /// Draw the curves of runs beside each other, and print their figures
     Compare(compare::Compare),
-    /// Write manifests for Kubernetes
+    /// Runs in Kubernetes: their manifests, and what becomes of them there
     #[command(subcommand)]
     Kube(kube::Kube),
+    /// Look whether this machine is fit for a run, and say what to do where it is not
+    Doctor(doctor::Doctor),
     /// Make certificates to try mutual TLS with
     Certs(certs::Certs),
     /// Print completions for a shell
@@ -152,6 +155,7 @@ impl Command {
             Subcommands::Completions(completions) => completions.run(),
             Subcommands::Man(man) => man.run(),
             Subcommands::Kube(kube) => kube.run(),
+            Subcommands::Doctor(doctor) => doctor.run(),
             Subcommands::Certs(certs) => certs.run(),
             Subcommands::Data(data) => data.run(),
         };

@@ -107,6 +107,11 @@ fn refused(status: tonic::Status) -> anyhow::Error {
 }
 
 async fn connect(url: &str, credentials: CredentialsArgs) -> anyhow::Result<ControlClient<Link>> {
+    Ok(ControlClient::new(link(url, credentials).await?))
+}
+
+/// To a coordinator, as an operator.
+pub(super) async fn link(url: &str, credentials: CredentialsArgs) -> anyhow::Result<Link> {
     let credentials = credentials.read("MUSHER_OPERATOR_TOKEN")?;
     let url = credentials.url(url);
     let endpoint = Endpoint::new(url.clone())
@@ -121,7 +126,7 @@ async fn connect(url: &str, credentials: CredentialsArgs) -> anyhow::Result<Cont
         let cause = cause.root_cause();
         anyhow!("no coordinator answers at {url} ({cause}): is the run going on, and the address right?")
     })?;
-    Ok(ControlClient::new(credentials.link(channel)))
+    Ok(credentials.link(channel))
 }
 
 fn as_json(status: &StatusReply) -> serde_json::Value {

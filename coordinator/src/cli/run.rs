@@ -3,6 +3,7 @@
 use std::{fs, future::Future, io, net::SocketAddr, path::Path};
 
 use anyhow::{Context, anyhow};
+use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
 use tokio::{
@@ -17,6 +18,7 @@ use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
     http::{self, Guard, Site},
+    outlook::{Samples, outlook},
     run_dir::{self, Opening, RunDir, RunDirError},
     service::{Handle, Service},
     store::{CheckpointStore, StoreError},
@@ -35,6 +37,30 @@ pub(super) fn read_job(file: &Path) -> Result<String, Failure> {
     fs::read_to_string(file)
         .with_context(|| format!("cannot read the job file {}", file.display()))
         .map_err(usage)
+}
+
+/// The resolved job, and in comments below it what it comes to for a team of `world`.
+pub(super) fn print_dry(job: &JobConfig, world: u32) {
+    let samples = match open_data(job) {
+        Ok(data) => {
+            Samples::Known { train: data.train().samples.len() as u64, val: data.val().samples.len() as u64 }
+        }
+        Err(why) => Samples::Unknown(why.to_string()),
+    };
+    print!("{}\n{}", job.to_toml(), outlook(job, world, &samples));
+}
+
+/// The data set where the job says it is.
+pub(super) fn open_data(job: &JobConfig) -> Result<Dataset, DatasetError> {
+    let data = &job.data;
+    let held_out = HeldOut { fraction: data.val_fraction, seed: job.seed };
+    Dataset::open(&Source {
+        root: data.root_path(),
+        train_split: data.train_split.clone(),
+        val_split: data.val_split.clone(),
+        held_out: (data.val_fraction > 0.0).then_some(held_out),
+        ..Source::default()
+    })
 }
 
 /// A run that is about to begin: its directory is ours, its port is bound, its log is open.

@@ -14,7 +14,7 @@ impl Serve {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let job = run::load_job(&self.job)?;
         if self.job.dry_run {
-            print!("{}", job.to_toml());
+            run::print_dry(&job, job.cluster.workers.max(job.cluster.min_workers));
             return Ok(Exit::Finished);
         }
         runtime()?.block_on(async {

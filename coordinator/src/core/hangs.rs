@@ -9,6 +9,7 @@ use musher_proto::{
     ids::Session,
     job::Cluster,
     message::{Activity, Phase as WorkerPhase, Progress},
+    patience::{self, SLOW},
 };
 
 use super::{
@@ -20,11 +21,6 @@ use super::{
     watch::Entry,
 };
 
-/// A step's budget counts this often for what is slow once, or depends on a disk.
-const SLOW: u32 = 5;
-/// A steady step may take this many times its median.
-const MEDIANS: f64 = 10.0;
-
 /// What somebody who holds the team up may take for it.
 fn budget(progress: Option<&Progress>, cluster: &Cluster) -> Duration {
     let step = seconds(cluster.step_timeout_s);
@@ -33,11 +29,7 @@ fn budget(progress: Option<&Progress>, cluster: &Cluster) -> Duration {
         (WorkerPhase::Idle, _) => step, // it has its order, and has not begun
         // There is nobody to wait for any more, and the wait can be interrupted.
         (_, Activity::WaitingForPeers) => step.min(seconds(cluster.heartbeat_timeout_s)),
-        (WorkerPhase::Training, Activity::Working) if progress.warm => {
-            let median = Duration::from_secs_f64(progress.step_ms.clamp(0.0, 1e9) / 1e3);
-            step.max(median.mul_f64(MEDIANS))
-        }
-        _ => step * SLOW,
+        _ => patience::budget(progress, cluster),
     }
 }
 

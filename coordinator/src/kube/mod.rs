@@ -1,7 +1,10 @@
 //! A job as Kubernetes manifests: those of `deploy/k8s/base`, with what differs from job to job filled in.
 //!
 //! What a manifest must say, and why, stands in its file; here is only what is changed. Nothing here speaks with
-//! a cluster.
+//! a cluster; [`cluster`] does.
+
+#[cfg(feature = "kube")]
+pub mod cluster;
 
 use serde_json::{Value, json};
 
@@ -54,6 +57,11 @@ pub enum Form {
 impl Deployment {
     /// A stream of YAML documents.
     pub fn render(&self) -> String {
+        self.documents().iter().map(|document| format!("---\n{}", to_yaml(document))).collect()
+    }
+
+    /// The manifests, in the order in which they are to be made.
+    pub fn documents(&self) -> Vec<Value> {
         let mut documents = vec![self.job_file()];
         documents.extend(BASE.iter().flat_map(|text| parse(text)).map(|mut document| {
             self.adapt(&mut document);
@@ -63,7 +71,7 @@ impl Deployment {
             let jobs = documents.split_off(documents.len() - 2);
             documents.push(self.job_set(&jobs, queue.as_deref()));
         }
-        documents.iter().map(|document| format!("---\n{}", to_yaml(document))).collect()
+        documents
     }
 
     /// Workers of the team once all nodes are there.
@@ -169,7 +177,7 @@ impl Deployment {
                 "failurePolicy": {
                     "maxRestarts": 0,
                     "rules": [{
-                        "name": "nobody-would-do-better",
+                        "name": "nobodyWouldDoBetter",
                         "action": "FailJobSet",
                         "onJobFailureReasons": ["PodFailurePolicy"],
                     }],

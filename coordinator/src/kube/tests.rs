@@ -157,3 +157,34 @@ fn the_overlay_s_job_set_is_what_is_rendered() {
     let kept = parse(include_str!("../../../deploy/k8s/overlays/jobset/jobset.yaml"));
     assert_eq!(kept[..], [find(&parse(&deployment.render()), "JobSet", "musher").clone()]);
 }
+
+/// What a type does not know is dropped, and would be missed.
+#[cfg(feature = "kube")]
+#[test]
+fn all_fields_are_those_of_kubernetes_own_types() {
+    use k8s_openapi::api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, PersistentVolumeClaim, Service},
+        networking::v1::NetworkPolicy,
+    };
+    fn again<K: serde::de::DeserializeOwned + serde::Serialize>(document: &Value) -> Value {
+        let typed: K = serde_json::from_value(document.clone())
+            .unwrap_or_else(|error| panic!("{error} in {document:#?}"));
+        serde_json::to_value(typed).expect("a manifest is plain data")
+    }
+    for document in rendered(8, Form::Jobs).iter().chain(&rendered(0, Form::Jobs)) {
+        let typed = match document["kind"].as_str() {
+            Some("ConfigMap") => again::<ConfigMap>(document),
+            Some("Job") => again::<Job>(document),
+            Some("NetworkPolicy") => again::<NetworkPolicy>(document),
+            Some("PersistentVolumeClaim") => again::<PersistentVolumeClaim>(document),
+            Some("Service") => again::<Service>(document),
+            other => panic!("{other:?} is a kind that nobody checks"),
+        };
+        assert_eq!(&typed, document);
+    }
+    let job = find(&rendered(8, Form::Jobs), "Job", "pets-workers").clone();
+    let mut misspelt = job.clone();
+    misspelt["spec"]["template"]["spec"]["tolerationz"] = json!([]);
+    assert_ne!(again::<Job>(&misspelt), misspelt);
+}

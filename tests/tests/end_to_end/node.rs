@@ -10,6 +10,8 @@ use std::{
 use musher_tests::{
     DataSet, Job, Process, Scene,
     binaries::musher_worker,
+    faults::Stopped,
+    http::get,
     process::until,
     run::{Ended, Run},
 };
@@ -72,7 +74,8 @@ fn a_worker_that_is_stuck_is_removed_and_ends_and_is_started_again() {
         .set("cluster.heartbeat_timeout_s", 1.5)
         .set("cluster.step_timeout_s", 2);
     let mut run = scene.serve(&job, "stuck", &[]);
-    let node = join(&scene, &run);
+    let node = scene.join(&run, "ox", &["--workers-per-node", "2", "--probes", "127.0.0.1:0"]);
+    let probes = probes(&node);
     run.wait_for_nth("epoch_started", 1);
     let _never_written = swallow_one_reader(&scene, &data.mask(&data.train[0]));
     let stuck = run.wait_for_nth("worker_left", 1);
@@ -82,7 +85,13 @@ fn a_worker_that_is_stuck_is_removed_and_ends_and_is_started_again() {
         "{stuck:?}"
     );
     assert!(stuck.real("waited_s") >= 10.0, "{stuck:?}");
+    let why = until_livez_is(503, &probes);
+    assert!(
+        why.contains("the training thread is stuck: in phase training, waiting for data, for 1"),
+        "{why}"
+    );
     run.wait_for_nth("generation_formed", 3);
+    assert_eq!(until_livez_is(200, &probes), "alive\n", "another process is in its place");
     scene.run(&["stop", &run.address()]).expect_code(0);
     let run = run.wait().expect_code(75);
     let node = node.wait().expect_code(75);
@@ -198,4 +207,50 @@ fn a_node_finds_out_for_all_its_workers_that_no_coordinator_is_there() {
     let end = scene.start(command).wait().expect_code(1);
     assert!(end.last_words().contains("no coordinator answered at http://127.0.0.1:1"), "{}", end.stderr);
     assert!(!end.stderr.contains("started again"), "{}", end.stderr);
+}
+
+/// The address at which a node's command answers probes.
+fn probes(node: &Process) -> String {
+    let address = || {
+        let said = node.said();
+        let line = said.lines().find(|line| line.contains("probes are answered"))?;
+        let line: Value = serde_json::from_str(line).expect("a log of JSON");
+        line["address"].as_str().map(str::to_owned)
+    };
+    until(address, || node.said())
+}
+
+/// Asks until the answer is that, and returns its text.
+#[track_caller]
+fn until_livez_is(code: u16, probes: &str) -> String {
+    let asked = || {
+        let answer = get(probes, "/livez");
+        (answer.code == code).then(|| answer.text().to_owned())
+    };
+    until(asked, || format!("/livez never was {code}, but {:?}", get(probes, "/livez")))
+}
+
+#[test]
+fn a_node_is_alive_while_it_waits_and_not_while_a_process_of_it_is_stopped() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, 12);
+    let mut run = scene.serve(&job(&data).endless().set("cluster.workers", 3), "probed", &[]);
+    let node = scene.join(&run, "ox", &["--workers-per-node", "2", "--probes", "127.0.0.1:0"]);
+    let probes = probes(&node);
+    // They wait for a third, which is nobody's fault.
+    run.wait_for_nth("worker_joined", 2);
+    assert_eq!(until_livez_is(200, &probes), "alive\n");
+    assert_eq!(get(&probes, "/").code, 404);
+    let stopped = Stopped::stop(node.worker(1));
+    let why = until_livez_is(503, &probes);
+    assert_eq!(why, "worker 1: its process does not answer within 2 s\n");
+    stopped.wake();
+    until_livez_is(200, &probes);
+    // One that died is started again, which is no probe's business.
+    kill_process(node.worker(0), Signal::KILL).expect("it runs");
+    assert_eq!(get(&probes, "/livez").code, 200);
+    node.signal(Signal::TERM);
+    node.wait().expect_code(75);
+    scene.run(&["stop", &run.address()]).expect_code(0);
+    run.wait();
 }

@@ -180,3 +180,52 @@ impl DecoderStage {
         Ok(x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use musher_proto::{job, size::NetworkSize};
+
+    use super::*;
+    use crate::state::StateLayout;
+
+    /// What a job is told before anything runs, and what its network then is.
+    #[track_caller]
+    fn check(encoder: Encoder, width: f64, classes: usize, freeze_encoder: bool) -> NetworkSize {
+        let name = match encoder {
+            Encoder::Torchvision => "torchvision",
+            Encoder::Keras => "keras",
+        };
+        let overrides = [
+            format!("model.encoder={name}"),
+            format!("model.width={width}"),
+            format!("model.classes={classes}"),
+            format!("model.freeze_encoder={freeze_encoder}"),
+        ];
+        let job = job::load("", "test", &overrides).expect("it is a job");
+        let options = ModelOptions { classes, encoder, width, freeze_encoder, ..ModelOptions::default() };
+        let mut layout = LayoutBuilder::default();
+        Unet::declare(&options, &mut layout);
+        let layout = layout.finish();
+        let said = NetworkSize::of(&job);
+        let count = |trains: &dyn Fn(bool) -> bool| {
+            let meant = layout.parameters.iter().filter(|parameter| trains(parameter.frozen));
+            meant.map(|parameter| parameter.range.len() as u64).sum::<u64>()
+        };
+        assert_eq!((said.parameters, said.trainable), (count(&|_| true), count(&|frozen| !frozen)));
+        assert_eq!(said.state_bytes, StateLayout::new(&layout).total_bytes());
+        said
+    }
+
+    #[test]
+    fn its_size_is_what_is_said_before_it_is_made() {
+        for encoder in [Encoder::Torchvision, Encoder::Keras] {
+            for (width, classes) in [(0.05, 3), (0.25, 3), (0.331, 7), (1.0, 3), (2.0, 21)] {
+                for freeze_encoder in [false, true] {
+                    check(encoder, width, classes, freeze_encoder);
+                }
+            }
+        }
+        let article = check(Encoder::Torchvision, 1.0, 3, false);
+        assert_eq!((article.parameters, article.state_bytes / 1_000_000), (63_564_867, 763));
+    }
+}

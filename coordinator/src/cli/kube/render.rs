@@ -1,19 +1,28 @@
-//! `musher kube`: a job as manifests for a cluster.
+//! `musher kube render`, and the flags that say what a job's manifests are.
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use musher_proto::job;
 
-use super::{Exit, Failure, run, usage};
-use crate::kube::{Deployment, Form};
-
-#[derive(Debug, Subcommand)]
-pub enum Kube {
-    /// Write a job's manifests, for `kubectl apply -f -`
-    Render(Render),
-}
+use crate::{
+    cli::{Exit, Failure, run, usage},
+    kube::{Deployment, Form},
+};
 
 #[derive(Debug, Args)]
 pub struct Render {
+    #[command(flatten)]
+    manifests: Manifests,
+}
+
+impl Render {
+    pub(super) fn run(self) -> Result<Exit, Failure> {
+        print!("{}", self.manifests.deployment()?.render());
+        Ok(Exit::Finished)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Manifests {
     /// The job file
     job: std::path::PathBuf,
     /// Worker pods, one to a node
@@ -45,16 +54,8 @@ pub struct Render {
     queue: Option<String>,
 }
 
-impl Kube {
-    pub(super) fn run(self) -> Result<Exit, Failure> {
-        match self {
-            Kube::Render(render) => render.run(),
-        }
-    }
-}
-
-impl Render {
-    fn run(self) -> Result<Exit, Failure> {
+impl Manifests {
+    pub(super) fn deployment(self) -> Result<Deployment, Failure> {
         let text = run::read_job(&self.job)?;
         let job = job::load(&text, &self.job.display().to_string(), &[]).map_err(usage)?;
         let name = match self.name {
@@ -66,7 +67,7 @@ impl Render {
             true => Form::JobSet { queue: self.queue },
             false => Form::Jobs,
         };
-        let deployment = Deployment {
+        Ok(Deployment {
             name,
             job: text,
             nodes: self.nodes,
@@ -76,9 +77,7 @@ impl Render {
             data_claim: self.data_claim,
             tokens: self.tokens,
             form,
-        };
-        print!("{}", deployment.render());
-        Ok(Exit::Finished)
+        })
     }
 }
 
