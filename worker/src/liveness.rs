@@ -68,7 +68,8 @@ mod tests {
     use super::*;
 
     fn after(phase: Phase, activity: Activity, seconds: u64) -> Result<(), String> {
-        let cluster = job::load("", "test", &["cluster.step_timeout_s=10".into()]).expect("a job").cluster;
+        let settings = ["cluster.step_timeout_s=10".into(), "cluster.heartbeat_timeout_s=5".into()];
+        let cluster = job::load("", "test", &settings).expect("a job").cluster;
         let board = ProgressBoard::default();
         let progress = Progress { phase, activity, in_activity_ms: seconds * 1000, ..board.read() };
         judge(&progress, &cluster)
