@@ -230,8 +230,7 @@ impl Worker {
             }
             ToWorker::Validate(validate) => {
                 let form = self.form.as_ref().unwrap();
-                let units = ValidationUnits { samples: SAMPLES, unit: BATCH }
-                    .of_rank(form.rank, form.world);
+                let units = ValidationUnits { samples: SAMPLES, unit: BATCH }.of_rank(form.rank, form.world);
                 let loss_sum = 9.0 / f64::from(validate.epoch.0);
                 let report = Validated {
                     epoch: validate.epoch,

@@ -69,9 +69,9 @@ pub fn page_port(pod: &Pod) -> u16 {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let args = containers.filter_map(|container| container.args.as_ref()).flatten();
     // The last one counts, as in the command.
-    let ports =
+    let mut ports =
         args.filter_map(|arg| arg.strip_prefix("--set=server.http=")?.rsplit(':').next()?.parse().ok());
-    ports.last().unwrap_or(PAGE)
+    ports.next_back().unwrap_or(PAGE)
 }
 
 impl View {
