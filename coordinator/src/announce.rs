@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use musher_proto::{ids::Epoch, job::JobConfig};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     core::{Outcome, RunEvent, Status, Stopped},
@@ -102,6 +102,9 @@ impl Announcer {
             }
             RunEvent::WorkerSlow { worker, rank, step_ms, median_ms } => {
                 event!(warn, "worker_slow", self, worker = worker.as_str(), rank = rank.0, step_ms, median_ms,)
+            }
+            RunEvent::TeamConnected { generation, elapsed } => {
+                debug!(%generation, elapsed_ms = elapsed.as_secs_f64() * 1e3, "the team is connected");
             }
             RunEvent::GenerationFormed { generation, world_size, donor, applied, elapsed } => {
                 event!(

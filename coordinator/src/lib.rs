@@ -13,3 +13,4 @@ pub mod run_dir;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod traces;

@@ -2,7 +2,7 @@
 //!
 //! Owns the forms events take outside and where they go. What happens, and is worth saying, is said
 //! elsewhere, by tracing events of target [`EVENT_TARGET`] with an `event` field; all other tracing
-//! events are ordinary logs, which reach stderr alone. Metrics and spans are not its business.
+//! events are ordinary logs, which reach stderr alone. Metrics and traces are not its business.
 
 mod console;
 mod events_file;

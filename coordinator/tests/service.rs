@@ -97,7 +97,7 @@ impl Coordinator {
         let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
         let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
         let door = Door::new(None, Access::default(), 64, Duration::from_secs(30));
-        let service = Service { run_dir, store, job, origin, announcer, door };
+        let service = Service { run_dir, store, job, origin, announcer, door, traces: None };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })
     }

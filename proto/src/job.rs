@@ -35,6 +35,7 @@ pub struct JobConfig {
     pub cluster: Cluster,
     pub checkpoint: Checkpoint,
     pub server: Server,
+    pub telemetry: Telemetry,
 }
 
 /// Where the samples come from and how they become tensors.
@@ -327,6 +328,14 @@ pub struct Server {
     pub linger_s: f64,
 }
 
+/// What is told to other services.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// URL of an OpenTelemetry collector that takes OTLP over gRPC, for traces; empty: none are sent.
+    pub otlp: String,
+}
+
 impl JobConfig {
     /// Checks every range and contradiction, and refuses what this version does not do.
     ///
@@ -411,6 +420,7 @@ impl Default for JobConfig {
             cluster: Cluster::default(),
             checkpoint: Checkpoint::default(),
             server: Server::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }

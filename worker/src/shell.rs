@@ -119,6 +119,7 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
             }
             Some(channel) = connected.recv() => shell.connected(channel),
             Some(product) = produced.recv() => match product {
+                Product::Connected => Input::HeartbeatDue(shell.board.read()),
                 Product::Report { generation, report } => Input::Reported { generation, report },
                 Product::Part { term, checkpoint, snapshot } => {
                     let worker = shell.options.identity.worker.clone();

@@ -46,6 +46,8 @@ pub enum Order {
 
 /// What comes back.
 pub enum Product {
+    /// It is connected to its peers, and turns to their state: worth a heartbeat at once.
+    Connected,
     Report {
         generation: Generation,
         report: Report,
@@ -131,6 +133,7 @@ struct Worker {
     patience: Duration,
     member: Option<Membership>,
     gpus: Gpus,
+    products: Sender<Product>,
 }
 
 fn run(
@@ -149,7 +152,8 @@ fn run(
         .and_then(|mut trainer| trainer.warm_up().map(|()| trainer));
     let mut worker = match built {
         Ok(trainer) => {
-            Worker { trainer, listener: start.listener, step_timeout, patience, member: None, gpus }
+            let (listener, products) = (start.listener, products.clone());
+            Worker { trainer, listener, step_timeout, patience, member: None, gpus, products }
         }
         Err(error) => {
             let report = Report::Failed(Failed { reason: error.to_string(), any_worker: true });
@@ -179,6 +183,8 @@ impl Worker {
                 self.let_go()?;
                 let member = self.connect(generation, &form, &aborter)?;
                 let member = self.member.insert(member);
+                self.trainer.board.enter(Phase::Syncing);
+                let _ = self.products.blocking_send(Product::Connected); // an error: the shell has ended
                 Report::Synced(self.trainer.sync(member, &form, source)?)
             }
             Order::Train { order, stop } => {

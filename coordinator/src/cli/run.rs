@@ -1,6 +1,6 @@
 //! From a job file to a run's end: what `launch` and `serve` share.
 
-use std::{fs, future::Future, io, net::SocketAddr, path::Path};
+use std::{fs, future::Future, io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, anyhow};
 use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
@@ -23,6 +23,7 @@ use crate::{
     service::{Handle, Service},
     store::{CheckpointStore, StoreError},
     telemetry::{self, Feed, Progress, TelemetryOptions},
+    traces::Pipeline,
 };
 
 /// Connections that wait to be taken; the system may allow fewer (net.core.somaxconn).
@@ -149,7 +150,13 @@ pub(super) async fn prepare(
         entropy: rand::random(),
         listen: former_team == FormerTeam::MayLive,
     };
-    let service = Service { run_dir, store, job, origin, announcer, door };
+    let collector = Some(&job.telemetry.otlp).filter(|url| !url.is_empty());
+    let traces = collector
+        .map(|url| Pipeline::open(url, &origin, door.metrics.spans_lost.clone()))
+        .transpose()
+        .map_err(usage)?
+        .map(Arc::new);
+    let service = Service { run_dir, store, job, origin, announcer, door, traces };
     let watched = Watched { site, guard, probes, feed };
     Ok(Prepared { service, listener, address, watched, result_weights, json: args.json })
 }
@@ -211,6 +218,7 @@ impl Prepared {
         let Prepared { service, listener, watched, result_weights, json, .. } = self;
         let (metrics, monitor) = (service.door.metrics.clone(), service.job.early_stopping.monitor);
         let samples = service.run_dir.samples();
+        let traces = service.traces.clone();
         let outcome = service
             .run(listener, |handle| {
                 tokio::spawn(forward_signals(handle.clone()));
@@ -221,7 +229,11 @@ impl Prepared {
                 tokio::spawn(site.serve(watched.site, watched.guard));
                 tokio::spawn(alongside(handle));
             })
-            .await?;
+            .await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        let outcome = outcome?;
         let weights = Some(result_weights).filter(|path| Path::new(path).exists());
         if json {
             println!("{}", last_line(&outcome, weights.as_deref()));

@@ -277,6 +277,12 @@ pub enum RunEvent {
         step_ms: f64,
         median_ms: f64,
     },
+    /// All members are connected to each other and take the donor's state; the forming began `elapsed` ago.
+    /// Only traces tell of it.
+    TeamConnected {
+        generation: Generation,
+        elapsed: Duration,
+    },
     GenerationFormed {
         generation: Generation,
         world_size: u32,

@@ -140,9 +140,14 @@ impl Core {
         self.roster = members().map(|peer| peer.worker().clone()).collect();
         self.persist(out);
         let secret = self.secret(generation);
-        let synced = Replies::expected_from(&team);
-        let donor = Rank(donor as u32);
-        self.enter(Phase::Forming { team: team.clone(), donor, anew: best.is_none(), synced, since: now });
+        self.enter(Phase::Forming {
+            team: team.clone(),
+            donor: Rank(donor as u32),
+            anew: best.is_none(),
+            connecting: Some(Replies::expected_from(&team)),
+            synced: Replies::expected_from(&team),
+            since: now,
+        });
         let successors = addresses.into_iter().cycle().skip(1);
         for ((rank, session), successor) in team.members().zip(successors) {
             let held = self.peers.get(&session).and_then(|peer| self.eligible(peer.held()));
@@ -151,7 +156,7 @@ impl Core {
                 world: team.world(),
                 successor,
                 secret,
-                donor,
+                donor: Rank(donor as u32),
                 broadcast,
                 holds_it: pooled && best.is_some() && held == best,
                 start: start.clone(),
@@ -180,8 +185,23 @@ impl Core {
         hash.finalize().into()
     }
 
+    /// A member is connected to its neighbours, and is at the donor's state or beyond.
+    pub(super) fn connected(&mut self, session: Session, now: Time, out: &mut Vec<Action>) {
+        let Phase::Forming { team, connecting, since, .. } = &mut self.phase else { return };
+        let (Some(replies), Some(rank)) = (connecting.as_mut(), team.rank_of(session)) else { return };
+        replies.take(rank, (), now);
+        if replies.complete().is_some() {
+            *connecting = None;
+            let (generation, elapsed) = (team.generation, now.saturating_sub(*since));
+            out.push(Action::Emit(RunEvent::TeamConnected { generation, elapsed }));
+        }
+    }
+
     pub(super) fn synced(&mut self, session: Session, synced: Synced, now: Time, out: &mut Vec<Action>) {
-        let Phase::Forming { team, donor, anew, synced: replies, since } = &mut self.phase else { return };
+        self.connected(session, now, out);
+        let Phase::Forming { team, donor, anew, synced: replies, since, .. } = &mut self.phase else {
+            return;
+        };
         let Some(rank) = team.rank_of(session) else { return };
         replies.take(rank, synced, now);
         let Some(all) = replies.complete() else { return };

@@ -24,7 +24,7 @@ mod training;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -148,6 +148,8 @@ enum Phase {
         donor: Rank,
         /// Nobody in it held the lineage's state.
         anew: bool,
+        /// Until the last is connected.
+        connecting: Option<Replies<()>>,
         synced: Replies<Synced>,
         since: Time,
     },

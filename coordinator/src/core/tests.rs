@@ -10,5 +10,5 @@ mod invariants;
 mod joining;
 mod restart;
 mod saving;
-mod sim;
+pub mod sim;
 mod training;

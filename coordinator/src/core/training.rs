@@ -140,6 +140,9 @@ impl Core {
         peer.progress = Some(progress);
         peer.progressed = now;
         drop(peer);
+        if progress.phase == WorkerPhase::Syncing {
+            self.connected(session, now, out);
+        }
         let Phase::Training { team, .. } = &self.phase else { return };
         let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
         if !speaks_for_the_team || progress.phase != WorkerPhase::Training {

@@ -37,6 +37,8 @@ pub struct Metrics {
     checkpoints: Counters<1>,
     data_warnings: Counter,
     turned_away: Counters<1>,
+    /// Counted where they are sent.
+    pub spans_lost: Counter,
     last: Mutex<Last>,
 }
 
@@ -112,6 +114,7 @@ impl Metrics {
             | RunEvent::WaitingForWorkers { .. }
             | RunEvent::WorkerReturned { .. }
             | RunEvent::WorkerSlow { .. }
+            | RunEvent::TeamConnected { .. }
             | RunEvent::GenerationContinued { .. }
             | RunEvent::PretrainedLoaded { .. }
             | RunEvent::EpochStarted { .. }
@@ -151,6 +154,7 @@ impl Metrics {
             lost,
             checkpoints,
             data_warnings,
+            spans_lost,
             ..
         } = self;
         registry.register("generations", "Teams formed", generations.clone());
@@ -167,6 +171,11 @@ impl Metrics {
         registry.register("steps_lost", "Steps lost with all that held them, and taken again", lost.clone());
         registry.register("checkpoints", "Checkpoints, by result", checkpoints.clone());
         registry.register("data_warnings", "Damaged files that are used all the same", data_warnings.clone());
+        registry.register(
+            "spans_lost",
+            "Spans that the collector of traces did not take",
+            spans_lost.clone(),
+        );
     }
 
     fn recall(&self, registry: &mut Registry) {

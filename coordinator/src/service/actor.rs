@@ -19,6 +19,7 @@ use crate::{
     http::metrics::Metrics,
     run_dir::RunDir,
     store::{self, StoreError},
+    traces::Tracer,
 };
 
 pub(super) struct Actor {
@@ -38,6 +39,7 @@ pub(super) struct Actor {
 pub(super) struct Audience {
     pub announcer: Announcer,
     pub metrics: Arc<Metrics>,
+    pub tracer: Option<Tracer>,
 }
 
 impl Actor {
@@ -124,6 +126,10 @@ impl Actor {
     }
 
     async fn perform(&mut self, action: Action) -> anyhow::Result<Option<Outcome>> {
+        let now = self.now();
+        if let Some(tracer) = &mut self.audience.tracer {
+            tracer.observe(now, &action);
+        }
         match action {
             Action::Persist(state) => {
                 let run_dir = self.run_dir.clone();

@@ -8,7 +8,10 @@ mod door;
 mod gate;
 mod sessions;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context;
 use musher_proto::{
@@ -30,6 +33,7 @@ use crate::{
     core::{Core, Event, Origin, Outcome, RunStatus},
     run_dir::RunDir,
     store::CheckpointStore,
+    traces::{Pipeline, Tracer},
 };
 use actor::Actor;
 use checkpoints::Uploads;
@@ -62,6 +66,8 @@ pub struct Service {
     pub origin: Origin,
     pub announcer: Announcer,
     pub door: Door,
+    /// Where the run's spans go, if anywhere.
+    pub traces: Option<Arc<Pipeline>>,
 }
 
 /// Talks to a running coordinator from the same process.
@@ -121,13 +127,14 @@ impl Service {
         let term = self.origin.state.fences.term;
         let heartbeat_timeout_s = self.job.cluster.heartbeat_timeout_s;
         let started = tokio::time::Instant::now();
+        let tracer = self.traces.map(|pipeline| Tracer::new(pipeline, &self.origin, SystemTime::now()));
         let (core, first_actions) = Core::start(self.origin, Duration::ZERO);
         let actor = Actor::new(
             core,
             self.job,
             self.run_dir,
             uploads.clone(),
-            actor::Audience { announcer: self.announcer, metrics: self.door.metrics.clone() },
+            actor::Audience { announcer: self.announcer, metrics: self.door.metrics.clone(), tracer },
             handle.clone(),
             started,
         );

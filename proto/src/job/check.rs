@@ -44,7 +44,8 @@ pub(super) fn check(job: &JobConfig) -> Result<(), Problem> {
     team(job)?;
     timeouts(job)?;
     checkpoint(job)?;
-    server(job)
+    server(job)?;
+    telemetry(job)
 }
 
 fn name(job: &JobConfig) -> Result<(), Problem> {
@@ -244,6 +245,18 @@ fn server(job: &JobConfig) -> Result<(), Problem> {
         })?;
     }
     duration("server.linger_s", server.linger_s, "use 0 to end at once")
+}
+
+fn telemetry(job: &JobConfig) -> Result<(), Problem> {
+    let collector = &job.telemetry.otlp;
+    let host = ["http://", "https://"].iter().find_map(|scheme| collector.strip_prefix(scheme));
+    let is_url = host.is_some_and(|host| !host.is_empty() && !host.starts_with(['/', ':']));
+    require(collector.is_empty() || is_url, "telemetry.otlp", || {
+        format!(
+            "\"{collector}\" is no URL of a collector; write http:// or https://, host and port, such as \
+             http://127.0.0.1:4317, or \"\" for no traces"
+        )
+    })
 }
 
 fn require(holds: bool, key: &'static str, reason: impl FnOnce() -> String) -> Result<(), Problem> {

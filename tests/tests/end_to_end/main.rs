@@ -27,4 +27,5 @@ mod resume;
 mod runs;
 mod security;
 mod serve;
+mod traces;
 mod weights;

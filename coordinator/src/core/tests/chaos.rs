@@ -7,7 +7,10 @@ use musher_proto::ids::Session;
 use proptest::prelude::*;
 
 use super::sim::{Sim, job};
-use crate::core::{Outcome, Status};
+use crate::{
+    core::{Outcome, Status},
+    traces::spans::invariant_a_generation_is_one_trace,
+};
 
 #[derive(Clone, Copy, Debug)]
 enum Disturbance {
@@ -133,6 +136,8 @@ proptest! {
             }
             sim.run();
         }
+        invariant_a_generation_is_one_trace(&sim.spans);
+        prop_assert!(sim.tracer.is_at_rest(), "{:?}", sim.tracer);
         let outcome = sim.outcome.expect("the run has ended");
         prop_assert!(is_excusable(&outcome, disturbed), "{outcome:?}");
     }

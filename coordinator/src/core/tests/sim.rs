@@ -24,6 +24,7 @@ use super::invariants::{Ledger, invariant_applied_never_falls_behind_a_live_hold
 use crate::core::{
     Action, Commit, Core, Event, Fences, Origin, Outcome, ResumePoint, RunEvent, RunState, Time,
 };
+use crate::traces::spans::{Span, Spans};
 
 pub const TRAIN_SAMPLES: u64 = 7;
 pub const VAL_SAMPLES: u64 = 4;
@@ -131,6 +132,9 @@ pub struct Sim {
     pub committed: BTreeMap<CheckpointId, (Commit, State)>,
     pub outcome: Option<Outcome>,
     pub ledger: Ledger,
+    pub tracer: Spans,
+    /// All that have ended.
+    pub spans: Vec<Span>,
     /// Validation loss by epoch, from 1; the last one goes on.
     pub curve: Vec<f64>,
     pub fences: Fences,
@@ -203,6 +207,7 @@ impl Sim {
             entropy: [7; 32],
             listen: false,
         };
+        let tracer = Spans::of(&origin);
         let (core, actions) = Core::start(origin, Duration::ZERO);
         let mut sim = Self {
             core,
@@ -213,6 +218,8 @@ impl Sim {
             committed: BTreeMap::new(),
             outcome: None,
             ledger: Ledger::default(),
+            tracer,
+            spans: Vec::new(),
             curve: vec![1.0, 0.9, 0.8, 0.7, 0.6],
             fences,
             disk: state,
@@ -344,6 +351,7 @@ impl Sim {
             listen: true,
         };
         self.listens_until = self.now + Duration::from_secs_f64(self.job.cluster.heartbeat_timeout_s);
+        self.tracer = Spans::of(&origin); // what it had begun is lost
         let (core, actions) = Core::start(origin, self.now);
         self.core = core;
         self.perform_all(actions);
@@ -558,6 +566,7 @@ impl Sim {
                 None => {}
             }
             self.ledger.check(&action, &self.fences);
+            self.spans.extend(self.tracer.observe(self.now, &action));
             match action.clone() {
                 Action::Persist(state) => {
                     self.fences = state.fences;

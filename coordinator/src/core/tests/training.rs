@@ -28,7 +28,7 @@ fn one_to_four_workers_train_to_the_epoch_limit() {
         let epoch = ["epoch_started", "epoch_finished", "validated"];
         let mut expected = vec!["run_started", "waiting_for_workers"];
         expected.extend(vec!["worker_joined"; workers as usize]);
-        expected.push("generation_formed");
+        expected.extend(["team_connected", "generation_formed"]);
         expected.extend(epoch);
         expected.push("epoch_started");
         // The first checkpoint becomes durable while the second epoch trains.
@@ -48,6 +48,7 @@ fn name(event: &RunEvent) -> String {
         RunEvent::RunStarted { .. } => "run_started",
         RunEvent::WaitingForWorkers { .. } => "waiting_for_workers",
         RunEvent::WorkerJoined { .. } => "worker_joined",
+        RunEvent::TeamConnected { .. } => "team_connected",
         RunEvent::GenerationFormed { .. } => "generation_formed",
         RunEvent::EpochStarted { .. } => "epoch_started",
         RunEvent::EpochFinished { .. } => "epoch_finished",
