@@ -62,6 +62,16 @@ pub enum DatasetError {
     NoIndex { index: PathBuf },
 
     #[error(
+        "there is no index.json in {}, and a data set in an object store must be packed: pack it with \
+         `musher data pack DIR {}`", .root.display(), .root.display()
+    )]
+    NotPackedThere { root: PathBuf },
+
+    /// Of an object store, in its own words.
+    #[error("{reason}")]
+    Store { reason: String },
+
+    #[error(
         "{} is no index of a packed data set: {reason}; copy it again, or pack the data set again with \
          `musher data pack`", .index.display()
     )]
@@ -130,7 +140,7 @@ pub enum DatasetError {
     #[error("a loader thread panicked at {at}: {message}; this is a bug, please report it")]
     LoaderPanicked { at: String, message: String },
 
-    #[error("{} is not empty; name a directory that does not exist yet", .root.display())]
+    #[error("{} is not empty; name one that does not exist yet", .root.display())]
     NotEmpty { root: PathBuf },
 
     #[error("the data set to draw would have no {split} images; ask for at least one")]

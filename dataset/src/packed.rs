@@ -10,7 +10,10 @@
 mod disk_cache;
 mod index;
 mod pack;
+#[cfg(feature = "stores")]
+mod remote;
 mod store;
+mod target;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
@@ -41,8 +44,19 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// `None` if the directory is not packed.
+    /// `None` if the root is a directory that is not packed.
     pub fn find(root: &Path, cache: Option<&DiskCacheOptions>) -> Result<Option<Self>, DatasetError> {
+        #[cfg(feature = "stores")]
+        if let Some(store) = remote::open(root) {
+            let store = Arc::new(store?);
+            return match Self::open(root, store.clone(), cache) {
+                Err(DatasetError::NoIndex { .. }) => {
+                    store.check()?; // it may be the bucket that is missing
+                    Err(DatasetError::NotPackedThere { root: root.into() })
+                }
+                opened => opened.map(Some),
+            };
+        }
         let directory = Directory(root.to_owned());
         if root.join(INDEX_FILE).is_file() {
             return Self::open(root, Arc::new(directory), cache).map(Some);
@@ -64,7 +78,7 @@ impl Packed {
         let file = root.join(INDEX_FILE);
         let json = store.read_all(INDEX_FILE).map_err(|source| match source.kind() {
             ErrorKind::NotFound => DatasetError::NoIndex { index: file.clone() },
-            _ => DatasetError::Read { file: file.clone(), source },
+            _ => unreadable(file.clone())(source),
         })?;
         let index =
             Index::parse(&json).map_err(|reason| DatasetError::BadIndex { index: file.clone(), reason })?;
@@ -91,7 +105,7 @@ impl Packed {
         let list = self.root.join(name);
         let text = self.store.read_all(name).map_err(|source| match source.kind() {
             ErrorKind::NotFound => DatasetError::NoList { list },
-            _ => DatasetError::Read { file: list, source },
+            _ => unreadable(list)(source),
         })?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
@@ -214,6 +228,8 @@ fn unreadable(shard: PathBuf) -> impl FnOnce(io::Error) -> DatasetError {
     move |source| match source.kind() {
         ErrorKind::NotFound => DatasetError::NoShard { shard },
         ErrorKind::UnexpectedEof => DatasetError::ShardCut { shard },
+        // The store's own sentence, which names the file.
+        ErrorKind::Other => DatasetError::Store { reason: source.to_string() },
         _ => DatasetError::Read { file: shard, source },
     }
 }

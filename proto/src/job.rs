@@ -42,7 +42,7 @@ pub struct JobConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// Directory, or `file://` URL, in the Oxford-IIIT Pet layout.
+    /// Directory, or `file://` URL, in the Oxford-IIIT Pet layout or packed; or an object store's URL of a packed one.
     pub root: String,
     /// Split file of the training samples, relative to `root`.
     pub train_split: String,
@@ -394,9 +394,14 @@ impl JobConfig {
 }
 
 impl Data {
-    /// `root` as a path.
+    /// `root` as a path; an object store's URL as it is.
     pub fn root_path(&self) -> PathBuf {
         local_path(&self.root)
+    }
+
+    /// Whether `root` is in an object store.
+    pub fn is_remote(&self) -> bool {
+        check::is_object_store(&self.root)
     }
 }
 

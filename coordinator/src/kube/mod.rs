@@ -39,8 +39,10 @@ pub struct Deployment {
     pub gpus_per_node: u32,
     pub coordinator_image: String,
     pub worker_image: String,
-    /// The claim that holds the data set.
-    pub data_claim: String,
+    /// The claim that holds the data set; `None`: it is in an object store.
+    pub data_claim: Option<String>,
+    /// A secret whose keys are variables of all pods' environment, such as an object store's credentials.
+    pub environment: Option<String>,
     /// The secret that holds the tokens.
     pub tokens: String,
     pub form: Form,
@@ -95,7 +97,7 @@ impl Deployment {
     fn adapt(&self, document: &mut Value) {
         rename(document, &self.name, &|name| match name {
             TOKENS => Some(self.tokens.clone()),
-            DATA => Some(self.data_claim.clone()),
+            DATA => self.data_claim.clone(),
             _ => None,
         });
         add_all(&mut document["metadata"]["labels"], &self.labels());
@@ -116,6 +118,10 @@ impl Deployment {
                 true => self.adapt_coordinator(document),
                 false => self.adapt_workers(document),
             }
+            if let Some(secret) = &self.environment {
+                let container = &mut document["spec"]["template"]["spec"]["containers"][0];
+                container["envFrom"] = json!([{"secretRef": {"name": secret}}]);
+            }
         }
     }
 
@@ -131,6 +137,9 @@ impl Deployment {
         job["spec"]["parallelism"] = self.nodes.into();
         let pod = &mut job["spec"]["template"]["spec"];
         pod["containers"][0]["image"] = self.worker_image.clone().into();
+        if self.data_claim.is_none() {
+            without_data_volume(pod);
+        }
         let gpus = self.gpus_per_node;
         if gpus == 0 {
             return;
@@ -185,6 +194,21 @@ impl Deployment {
                 "replicatedJobs": [replicated("coordinator", &jobs[0]), replicated("workers", &jobs[1])],
             },
         })
+    }
+}
+
+/// The data set is where the job says.
+fn without_data_volume(pod: &mut Value) {
+    let is_data = |volume: &Value| volume["name"] == "data";
+    let container = &mut pod["containers"][0];
+    if let Some(mounts) = container["volumeMounts"].as_array_mut() {
+        mounts.retain(|mount| !is_data(mount));
+    }
+    if let Some(args) = container["args"].as_array_mut() {
+        args.retain(|arg| !arg.as_str().is_some_and(|arg| arg.starts_with("--data-root")));
+    }
+    if let Some(volumes) = pod["volumes"].as_array_mut() {
+        volumes.retain(|volume| !is_data(volume));
     }
 }
 

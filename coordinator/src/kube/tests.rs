@@ -13,7 +13,8 @@ fn deployment(gpus_per_node: u32, form: Form) -> Deployment {
         gpus_per_node,
         coordinator_image: "registry/coordinator:1".into(),
         worker_image: "registry/worker:1".into(),
-        data_claim: "images".into(),
+        data_claim: Some("images".into()),
+        environment: None,
         tokens: "secrets".into(),
         form,
     }
@@ -63,6 +64,22 @@ fn a_node_s_pod_has_all_its_gpus_and_shared_memory_within_its_limit() {
         &find(&documents, "Job", "pets-coordinator")["spec"]["template"]["spec"]["containers"][0];
     let args = coordinator["args"].as_array().cloned().unwrap_or_default();
     assert!(args.contains(&"--set=cluster.workers=24".into()), "{args:?}");
+}
+
+#[test]
+fn data_in_an_object_store_needs_no_volume_and_credentials_come_from_a_secret() {
+    let deployment =
+        Deployment { data_claim: None, environment: Some("bucket".into()), ..deployment(8, Form::Jobs) };
+    let documents = parse(&deployment.render());
+    for name in ["pets-coordinator", "pets-workers"] {
+        let pod = &find(&documents, "Job", name)["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["envFrom"], json!([{"secretRef": {"name": "bucket"}}]));
+        for gone in ["\"data\"", "--data-root", "musher-data"] {
+            assert!(!pod.to_string().contains(gone), "{gone} in {pod:#}");
+        }
+    }
+    let pod = &find(&documents, "Job", "pets-workers")["spec"]["template"]["spec"];
+    assert_eq!(pod["volumes"].as_array().map(Vec::len), Some(3), "the others stay");
 }
 
 #[test]
@@ -150,7 +167,8 @@ fn the_overlay_s_job_set_is_what_is_rendered() {
         nodes: 2,
         coordinator_image: "musher-coordinator".into(),
         worker_image: "musher-worker".into(),
-        data_claim: DATA.into(),
+        data_claim: Some(DATA.into()),
+        environment: None,
         tokens: TOKENS.into(),
         ..deployment(8, Form::JobSet { queue: Some("gpus".into()) })
     };

@@ -1,12 +1,12 @@
 //! Writes a data set's listed samples into tar shards, with their index. The same data set gives the same bytes.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::crc_of;
 use super::index::{BLOCK, Entry, INDEX_FILE, Index, Member, Shard};
+use super::target::{NewDirectory, Output, Target};
 use crate::sample::PairBytes;
 use crate::{Dataset, DatasetError, Sample, Source, Split};
 
@@ -27,17 +27,18 @@ pub struct Packing {
     pub digest: String,
 }
 
-/// Packs the samples of both lists into `out`, a directory that is empty or does not exist. Contents are copied as
+/// Packs the samples of both lists into `out`, a directory that is empty or does not exist, or an object store's URL
+/// below which nothing is. Contents are copied as
 /// they are; a sample of both lists is packed once. The index comes last, so what was interrupted has none.
 ///
 /// # Errors
 /// Names what is missing, can't be read or written, or can't be packed.
 pub fn pack(source: &Source, out: &Path, options: PackOptions) -> Result<Packing, DatasetError> {
     let dataset = Dataset::open(source)?;
-    if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(DatasetError::NotEmpty { root: out.into() });
+    let out = &Out::open(out)?;
+    if !out.target.is_empty().map_err(unwritable(&out.root))? {
+        return Err(DatasetError::NotEmpty { root: out.root.clone() });
     }
-    fs::create_dir_all(out).map_err(DatasetError::write(out))?;
 
     let (mut shards, mut packed) = (Vec::new(), HashSet::new());
     let splits = [dataset.train(), dataset.val()];
@@ -47,10 +48,7 @@ pub fn pack(source: &Source, out: &Path, options: PackOptions) -> Result<Packing
         shards.extend(write_shards(out, &stem, samples, options)?);
     }
     for split in splits {
-        let list = out.join(&split.list);
-        let folder = list.parent().unwrap_or(out);
-        fs::create_dir_all(folder).map_err(DatasetError::write(folder))?;
-        fs::write(&list, &split.text).map_err(DatasetError::write(&list))?;
+        out.write(&split.list, split.text.as_bytes())?;
     }
 
     let packing = Packing {
@@ -59,9 +57,41 @@ pub fn pack(source: &Source, out: &Path, options: PackOptions) -> Result<Packing
         bytes: shards.iter().map(|shard| shard.bytes).sum(),
         digest: dataset.digest().to_owned(),
     };
-    let index = out.join(INDEX_FILE);
-    write_synced(&index, &Index::new(shards).to_json()).map_err(DatasetError::write(&index))?;
+    out.write(INDEX_FILE, &Index::new(shards).to_json())?;
     Ok(packing)
+}
+
+/// Where it is packed to.
+struct Out {
+    /// For messages.
+    root: PathBuf,
+    target: Box<dyn Target>,
+}
+
+impl Out {
+    fn open(root: &Path) -> Result<Self, DatasetError> {
+        #[cfg(feature = "stores")]
+        if let Some(remote) = super::remote::open(root) {
+            return Ok(Self { root: root.into(), target: Box::new(remote?) });
+        }
+        Ok(Self { root: root.into(), target: Box::new(NewDirectory(root.into())) })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DatasetError> {
+        let written = self.target.create(name).and_then(|mut output| {
+            output.write_all(bytes)?;
+            output.finish()
+        });
+        written.map_err(unwritable(&self.root.join(name)))
+    }
+}
+
+/// As [`super::unreadable`], for what is written.
+fn unwritable(file: &Path) -> impl FnOnce(io::Error) -> DatasetError {
+    move |source| match source.kind() {
+        io::ErrorKind::Other => DatasetError::Store { reason: source.to_string() },
+        _ => DatasetError::write(file)(source),
+    }
 }
 
 /// What the shards of each list are called: as the list is, told apart where two would be called the same.
@@ -76,7 +106,7 @@ fn stems<'a>(splits: impl Iterator<Item = &'a Split>) -> Vec<String> {
 }
 
 fn write_shards<'a>(
-    out: &Path,
+    out: &Out,
     stem: &str,
     samples: impl Iterator<Item = &'a Sample>,
     options: PackOptions,
@@ -126,14 +156,14 @@ const END_BYTES: u64 = 2 * BLOCK;
 struct ShardWriter {
     path: PathBuf,
     shard: Shard,
-    tar: tar::Builder<Counting<BufWriter<File>>>,
+    tar: tar::Builder<Counting<BufWriter<Box<dyn Output>>>>,
 }
 
 impl ShardWriter {
-    fn create(out: &Path, file: String) -> Result<Self, DatasetError> {
-        let path = out.join(&file);
-        let target = File::create_new(&path).map_err(DatasetError::write(&path))?;
-        let tar = tar::Builder::new(Counting { inner: BufWriter::new(target), bytes: 0 });
+    fn create(out: &Out, file: String) -> Result<Self, DatasetError> {
+        let path = out.root.join(&file);
+        let output = out.target.create(&file).map_err(unwritable(&path))?;
+        let tar = tar::Builder::new(Counting { inner: BufWriter::new(output), bytes: 0 });
         Ok(Self { path, shard: Shard { file, bytes: 0, samples: Vec::new() }, tar })
     }
 
@@ -163,18 +193,18 @@ impl ShardWriter {
         header.set_gid(0);
         header.set_mtime(0);
         header.set_entry_type(tar::EntryType::Regular);
-        self.tar.append_data(&mut header, &file, content).map_err(DatasetError::write(&self.path))?;
+        self.tar.append_data(&mut header, &file, content).map_err(unwritable(&self.path))?;
         Ok(Member { file, at: self.bytes() - bytes.next_multiple_of(BLOCK), bytes })
     }
 
     fn finish(self) -> Result<Shard, DatasetError> {
         let Self { path, mut shard, tar } = self;
         let written = tar.into_inner().and_then(|counting| {
-            let file = counting.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.sync_all()?;
+            let output = counting.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
+            output.finish()?;
             Ok(counting.bytes)
         });
-        shard.bytes = written.map_err(DatasetError::write(&path))?;
+        shard.bytes = written.map_err(unwritable(&path))?;
         Ok(shard)
     }
 }
@@ -194,10 +224,4 @@ impl<W: Write> Write for Counting<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
-}
-
-fn write_synced(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut target = File::create_new(file)?;
-    target.write_all(bytes)?;
-    target.sync_all()
 }

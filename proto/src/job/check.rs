@@ -1,4 +1,4 @@
-//! Ranges, contradictions, and choices this version does not have.
+//! Ranges and contradictions.
 //!
 //! Pure: it does not ask whether files exist or addresses are free.
 
@@ -12,24 +12,14 @@ const MOST_READ_AHEAD: u32 = 65_536;
 
 /// What is wrong with one key, before anyone knows where it was written.
 #[derive(Debug)]
-pub(super) enum Problem {
-    Invalid { key: &'static str, reason: String },
-    NotAvailable { key: &'static str, what: String, instead: &'static str },
+pub(super) struct Problem {
+    pub key: &'static str,
+    reason: String,
 }
 
 impl Problem {
-    pub(super) fn key(&self) -> &'static str {
-        match self {
-            Self::Invalid { key, .. } | Self::NotAvailable { key, .. } => key,
-        }
-    }
-
     pub(super) fn at(self, place: Place) -> JobError {
-        let key = self.key().to_owned();
-        match self {
-            Self::Invalid { reason, .. } => JobError::Invalid { key, place, reason },
-            Self::NotAvailable { what, instead, .. } => JobError::NotAvailable { key, place, what, instead },
-        }
+        JobError::Invalid { key: self.key.to_owned(), place, reason: self.reason }
     }
 }
 
@@ -61,7 +51,7 @@ fn name(job: &JobConfig) -> Result<(), Problem> {
 fn data(job: &JobConfig) -> Result<(), Problem> {
     let data = &job.data;
     filled("data.root", &data.root, "the data set's directory")?;
-    local("data.root", &data.root)?;
+    known("data.root", &data.root)?;
     filled("data.train_split", &data.train_split, "a split file of the data set")?;
     filled("data.val_split", &data.val_split, "a split file of the data set")?;
     memory("data.cache_mb", data.cache_mb)?;
@@ -260,7 +250,7 @@ fn telemetry(job: &JobConfig) -> Result<(), Problem> {
 }
 
 fn require(holds: bool, key: &'static str, reason: impl FnOnce() -> String) -> Result<(), Problem> {
-    if holds { Ok(()) } else { Err(Problem::Invalid { key, reason: reason() }) }
+    if holds { Ok(()) } else { Err(Problem { key, reason: reason() }) }
 }
 
 fn at_least_one(key: &'static str, value: u32) -> Result<(), Problem> {
@@ -301,17 +291,6 @@ fn duration(key: &'static str, seconds: f64, off: &str) -> Result<(), Problem> {
 
 fn filled(key: &'static str, value: &str, what: &str) -> Result<(), Problem> {
     require(!value.is_empty(), key, || format!("it is empty; name {what}"))
-}
-
-fn local(key: &'static str, place: &str) -> Result<(), Problem> {
-    if is_object_store(place) {
-        return Err(Problem::NotAvailable {
-            key,
-            what: format!("the object store {place}"),
-            instead: "a directory",
-        });
-    }
-    known(key, place)
 }
 
 /// A directory or a URL. Where an object store's URL names no place in it, the store says so.

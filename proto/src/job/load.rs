@@ -29,7 +29,7 @@ pub fn load(text: &str, file: &str, overrides: &[String]) -> Result<JobConfig, J
         JobError::Invalid { place: places.of(&key), key, reason: one_line(error.inner().message()) }
     })?;
     check::check(&config).map_err(|problem| {
-        let place = places.of(problem.key());
+        let place = places.of(problem.key);
         problem.at(place)
     })?;
     Ok(config)
@@ -48,8 +48,6 @@ pub enum JobError {
     WrongType { key: String, place: Place, expected: &'static str, found: &'static str },
     #[error("`{key}` in {place}: {reason}")]
     Invalid { key: String, place: Place, reason: String },
-    #[error("`{key}` in {place}: {what} is not available in this version; use {instead}")]
-    NotAvailable { key: String, place: Place, what: String, instead: &'static str },
 }
 
 /// Where a key was given its value.

@@ -21,6 +21,7 @@ mod packed;
 mod preemption;
 mod pretrained;
 mod refusals;
+mod remote_data;
 mod repeatability;
 mod restart;
 mod resume;

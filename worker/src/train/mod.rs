@@ -113,7 +113,20 @@ impl TrainError {
 
     /// Whether any other worker would fail in the same way.
     pub fn any_worker(&self) -> bool {
-        matches!(self, TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Pretrained(_))
+        match self {
+            // Its network perhaps: another may reach the store.
+            TrainError::Data(DatasetError::Store { .. }) => false,
+            TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Pretrained(_) => true,
+            TrainError::Collective(_)
+            | TrainError::Gpu(_)
+            | TrainError::Incomplete { .. }
+            | TrainError::OutOfOrder { .. }
+            | TrainError::TornSync { .. }
+            | TrainError::Download(_)
+            | TrainError::Model(_)
+            | TrainError::Torch(_)
+            | TrainError::Extension(_) => false,
+        }
     }
 }
 

@@ -157,11 +157,21 @@ impl Apply {
                     deployment.tokens
                 );
             }
-            if cluster.has_claim(&deployment.data_claim).await == Some(false) {
+            if let Some(claim) = &deployment.data_claim
+                && cluster.has_claim(claim).await == Some(false)
+            {
                 eprintln!(
-                    "musher: the workers wait for the claim {} with the data set, which is not in the namespace \
-                     {namespace}; --data-claim names another",
-                    deployment.data_claim
+                    "musher: the workers wait for the claim {claim} with the data set, which is not in the namespace \
+                     {namespace}; --data-claim names another"
+                );
+            }
+            if let Some(secret) = &deployment.environment
+                && cluster.has_secret(secret).await == Some(false)
+            {
+                eprintln!(
+                    "musher: the pods wait for the secret {secret} with their environment, which is not in the \
+                     namespace {namespace}: kubectl -n {namespace} create secret generic {secret} \
+                     --from-literal=AWS_ACCESS_KEY_ID=... and so on"
                 );
             }
             Ok(Exit::Finished)

@@ -8,6 +8,8 @@ use crate::{
     kube::{Deployment, Form},
 };
 
+const DATA_CLAIM: &str = "musher-data";
+
 #[derive(Debug, Args)]
 pub struct Render {
     #[command(flatten)]
@@ -40,9 +42,12 @@ pub struct Manifests {
     /// The workers' image
     #[arg(long, value_name = "IMAGE", default_value = "musher-worker")]
     worker_image: String,
-    /// The claim that holds the data set
-    #[arg(long, value_name = "CLAIM", default_value = "musher-data")]
-    data_claim: String,
+    /// The claim that holds the data set [default: musher-data; none where data.root is in an object store]
+    #[arg(long, value_name = "CLAIM")]
+    data_claim: Option<String>,
+    /// A secret whose keys become variables of all pods' environment, such as an object store's AWS_ACCESS_KEY_ID
+    #[arg(long, value_name = "SECRET")]
+    env_secret: Option<String>,
     /// The secret with the tokens, under the keys `join` and `operator`
     #[arg(long, value_name = "SECRET", default_value = "musher-tokens")]
     tokens: String,
@@ -67,6 +72,15 @@ impl Manifests {
             true => Form::JobSet { queue: self.queue },
             false => Form::Jobs,
         };
+        let data_claim = match (job.data.is_remote(), self.data_claim) {
+            (true, Some(_)) => {
+                let why =
+                    "data.root is in an object store, so no claim holds the data set: leave --data-claim out";
+                return Err(usage(anyhow::anyhow!(why)));
+            }
+            (true, None) => None,
+            (false, claim) => Some(claim.unwrap_or_else(|| DATA_CLAIM.into())),
+        };
         Ok(Deployment {
             name,
             job: text,
@@ -74,7 +88,8 @@ impl Manifests {
             gpus_per_node: self.gpus_per_node,
             coordinator_image: self.coordinator_image,
             worker_image: self.worker_image,
-            data_claim: self.data_claim,
+            data_claim,
+            environment: self.env_secret,
             tokens: self.tokens,
             form,
         })
