@@ -5,7 +5,7 @@ use crate::ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, Wor
 
 /// Coordinator and worker must agree on this number. It grows with every change that an older
 /// binary would misread.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// A message with its fences.
 #[derive(Clone, Debug, PartialEq)]

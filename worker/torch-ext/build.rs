@@ -10,14 +10,17 @@
 use std::env;
 use std::path::Path;
 
+const SOURCES: [&str; 4] = ["src/shim.cpp", "src/conv.cpp", "src/spread.cpp", "src/profile.cpp"];
+
 fn main() {
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports the folder of libtorch");
     let root = Path::new(&lib).parent().expect("libtorch's libraries lie in its folder `lib`");
     let include =
         env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
 
-    println!("cargo::rerun-if-changed=src/shim.cpp");
-    println!("cargo::rerun-if-changed=src/profile.cpp");
+    for file in SOURCES {
+        println!("cargo::rerun-if-changed={file}");
+    }
     println!("cargo::rerun-if-changed=src/guarded.h");
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
     cc::Build::new()
@@ -28,7 +31,7 @@ fn main() {
         .flag(include.to_str().expect("libtorch's path is UTF-8"))
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include").to_str().expect("libtorch's path is UTF-8"))
-        .files(["src/shim.cpp", "src/profile.cpp"])
+        .files(SOURCES)
         .compile("torch_ext");
 
     println!("cargo::metadata=libtorch_lib={lib}");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{StoreError, plain_name};
 
 /// The form of manifest this version writes and reads.
-pub const MANIFEST_VERSION: u64 = 1;
+pub const MANIFEST_VERSION: u64 = 2;
 
 /// `manifest.json`, which is written last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

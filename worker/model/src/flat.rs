@@ -107,8 +107,14 @@ impl Flat {
 fn leaf(spec: &Parameter, parameters: &Tensor, gradients: &Tensor) -> Result<Tensor, Error> {
     let view = |flat: &Tensor| {
         let place = flat.f_narrow(0, spec.range.start as i64, spec.range.len() as i64)?;
+        let view = match *spec.shape.as_slice() {
+            [outputs, inputs, height, width] => {
+                place.f_view([outputs, height, width, inputs])?.f_permute([0, 3, 1, 2])?
+            }
+            _ => place.f_view(spec.shape.as_slice())?,
+        };
         // Detached, for the leaf to be no view in autograd's eyes.
-        place.f_view(spec.shape.as_slice())?.f_detach()
+        view.f_detach()
     };
     let parameter = view(parameters)?;
     if spec.frozen {

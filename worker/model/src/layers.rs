@@ -1,7 +1,8 @@
 //! The network's layers: descriptions that name their tensors by id, and compute on the tensors of a [`Flat`].
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
+use crate::Error;
 use crate::flat::{Flat, Running};
 use crate::layout::{Init, LayoutBuilder, ParameterId, StatisticsId};
 use crate::over_ranks::{self, Norm, OverRanks};
@@ -36,12 +37,32 @@ pub enum Normalise<'a> {
     OverRanks(&'a OverRanks),
 }
 
+/// How a pass through the network computes.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    pub norm: Normalise<'a>,
+    /// In f32 on the CPU: convolutions may be products of matrices.
+    pub on_host: bool,
+}
+
+/// A product of a 3x3 kernel pays up to this many pixels for each input channel: it makes nine values of each output
+/// that are then added up, where oneDNN's kernels rearrange each weight three times a step. Measured by the example
+/// `conv_routes`; level up to about 2.
+const PIXELS_PER_CHANNEL: i64 = 1;
+
+/// Whether the part of a 3x3 kernel that is for `inputs` channels had better be a product, for images like `x`.
+pub fn pays_as_product(x: &Tensor, inputs: i64) -> Result<bool, TchError> {
+    let (samples, _, height, width) = x.size4()?;
+    Ok(samples * height * width <= PIXELS_PER_CHANNEL * inputs)
+}
+
 #[derive(Debug)]
 pub struct Conv {
-    weight: ParameterId,
-    bias: Option<ParameterId>,
+    pub weight: ParameterId,
+    pub bias: Option<ParameterId>,
+    inputs: i64,
+    kernel: i64,
     stride: i64,
-    padding: i64,
 }
 
 impl Conv {
@@ -65,13 +86,32 @@ impl Conv {
         let bias = scope
             .bias
             .then(|| scope.layout.parameter(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen));
-        Self { weight, bias, stride, padding: kernel / 2 }
+        Self { weight, bias, inputs, kernel, stride }
     }
 
-    pub fn forward(&self, flat: &Flat, x: &Tensor) -> Result<Tensor, TchError> {
-        let bias = self.bias.map(|bias| flat.parameter(bias));
-        x.f_conv2d(flat.parameter(self.weight), bias, self.stride, self.padding, 1, 1)
+    pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
+        let (weight, bias) = (flat.parameter(self.weight), self.bias.map(|bias| flat.parameter(bias)));
+        if pass.on_host && self.kernel == 1 {
+            return Ok(torch_ext::conv_as_product(&every(x, self.stride)?, weight, bias)?);
+        }
+        if pass.on_host && self.kernel == 3 && self.stride == 1 && pays_as_product(x, self.inputs)? {
+            return Ok(torch_ext::conv_as_product(x, weight, bias)?);
+        }
+        let padding = self.kernel / 2;
+        let with = |weight: &Tensor| x.f_conv2d(weight, bias, self.stride, padding, 1, 1);
+        Ok(match x.device() {
+            Device::Cpu => with(&torch_ext::row_major(weight)?)?,
+            _ => with(weight)?,
+        })
     }
+}
+
+/// Every so many-th pixel of each row and column.
+fn every(x: &Tensor, stride: i64) -> Result<Tensor, TchError> {
+    if stride == 1 {
+        return Ok(x.shallow_clone());
+    }
+    x.f_slice(2, 0, None, stride)?.f_slice(3, 0, None, stride)
 }
 
 /// A transposed 1x1 convolution of stride 2, its output exactly twice as high and wide: every other row and column
@@ -96,6 +136,16 @@ impl UpConv {
         let bias = Some(flat.parameter(self.bias));
         x.f_conv_transpose2d(flat.parameter(self.weight), bias, stride, padding, output_padding, 1, 1)
     }
+
+    /// The even pixels of what [`Self::forward`] makes, [N, C, H, W]; elsewhere it is [`Self::background`].
+    pub fn even_pixels(&self, flat: &Flat, x: &Tensor) -> Result<Tensor, Error> {
+        let (weight, bias) = (flat.parameter(self.weight), flat.parameter(self.bias));
+        Ok(torch_ext::conv_as_transposed_product(x, weight, Some(bias))?)
+    }
+
+    pub fn background<'a>(&self, flat: &'a Flat) -> &'a Tensor {
+        flat.parameter(self.bias)
+    }
 }
 
 #[derive(Debug)]
@@ -117,16 +167,15 @@ impl BatchNorm {
         }
     }
 
-    pub fn forward(&self, flat: &Flat, x: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
-        let BatchNormOptions { eps, momentum, frozen } = self.options;
-        let norm = if frozen { Normalise::ByLive } else { norm };
+    pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+        let BatchNormOptions { eps, momentum, .. } = self.options;
         let statistics = flat.statistics(self.statistics);
         let (weight, bias) = (flat.parameter(self.weight), flat.parameter(self.bias));
         let by = |running: &Running, batch: bool| {
             let (mean, var) = (Some(&running.mean), Some(&running.var));
             x.f_batch_norm(Some(weight), Some(bias), mean, var, batch, momentum, eps, true)
         };
-        match norm {
+        match self.normalise(pass) {
             Normalise::ByLive => by(&statistics.live, false),
             Normalise::ByBatch => by(&statistics.working, true),
             Normalise::OverRanks(ranks) => {
@@ -136,5 +185,35 @@ impl BatchNorm {
                 over_ranks::batch_norm(x, &norm, ranks)
             }
         }
+    }
+    /// After ReLU, of an image that holds `x` at its even pixels and `background` elsewhere; see [`torch_ext::spread`].
+    /// None where the batch is that of all ranks.
+    pub fn spread(
+        &self,
+        flat: &Flat,
+        x: &Tensor,
+        background: &Tensor,
+        pass: Pass,
+    ) -> Result<Option<(Tensor, Tensor)>, Error> {
+        let statistics = flat.statistics(self.statistics);
+        let (running, by_batch) = match self.normalise(pass) {
+            Normalise::ByLive => (&statistics.live, false),
+            Normalise::ByBatch => (&statistics.working, true),
+            Normalise::OverRanks(_) => return Ok(None),
+        };
+        let norm = torch_ext::NormOptions {
+            weight: flat.parameter(self.weight),
+            bias: flat.parameter(self.bias),
+            running_mean: &running.mean,
+            running_var: &running.var,
+            by_batch,
+            momentum: self.options.momentum,
+            eps: self.options.eps,
+        };
+        Ok(Some(torch_ext::spread(x, background, norm)?))
+    }
+
+    fn normalise<'a>(&self, pass: Pass<'a>) -> Normalise<'a> {
+        if self.options.frozen { Normalise::ByLive } else { pass.norm }
     }
 }

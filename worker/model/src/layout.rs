@@ -46,8 +46,9 @@ pub struct Statistics {
     pub range: Range<usize>,
 }
 
-/// All tensors, in the order of use, with their places. Each is row-major in its place: what a state or a bucket holds
-/// does not depend on the device.
+/// All tensors, in the order of use, with their places. In its place a kernel [outputs, inputs, height, width] lies
+/// channels-last, as [outputs, height, width, inputs], and all else row-major: what a state or a bucket holds does not
+/// depend on the device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     pub parameters: Vec<Parameter>,

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
 use crate::gradients::{self, GradientMeasure};
-use crate::layers::Normalise;
+use crate::layers::{Normalise, Pass};
 use crate::layout::LayoutBuilder;
 use crate::loss::{Loss, LossOptions};
 use crate::state::{self, COUNTERS, StateLayout, StateStaging, StateTensors};
@@ -121,7 +121,9 @@ impl Replica {
         let images = self.checked(images, mode)?;
         match mode {
             Mode::Train => self.train_forward(&images, Normalise::ByBatch),
-            Mode::Eval => Ok(no_grad(|| self.network.forward(&self.flat, &images, Normalise::ByLive))?),
+            Mode::Eval => {
+                no_grad(|| self.network.forward(&self.flat, &images, self.pass(Normalise::ByLive, false)))
+            }
         }
     }
 
@@ -134,7 +136,7 @@ impl Replica {
 
     /// The logits are f32, whatever they were computed in.
     fn train_forward(&self, images: &Tensor, norm: Normalise) -> Result<Tensor, Error> {
-        let forward = || self.network.forward(&self.flat, images, norm);
+        let forward = || self.network.forward(&self.flat, images, self.pass(norm, self.autocast));
         Ok(match self.autocast {
             false => forward()?,
             true => torch_ext::autocast_bf16(self.device(), forward)??.f_to_kind(Kind::Float)?,
@@ -144,7 +146,7 @@ impl Replica {
     /// The encoder's outputs for such images, from fine to coarse.
     pub fn encode(&self, images: &Tensor, mode: Mode) -> Result<Taps, Error> {
         let images = self.checked(images, mode)?;
-        Ok(self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, norm))?)
+        self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, self.pass(norm, false)))
     }
 
     /// Adds the gradient of `scale` times the loss summed over pixels; returns the unscaled sum, an f64 [] on the device
@@ -518,6 +520,10 @@ impl Replica {
             Mode::Train => compute(Normalise::ByBatch),
             Mode::Eval => no_grad(|| compute(Normalise::ByLive)),
         }
+    }
+
+    fn pass<'a>(&self, norm: Normalise<'a>, autocast: bool) -> Pass<'a> {
+        Pass { norm, on_host: self.device() == Device::Cpu && !autocast }
     }
 
     /// The images in the device's better memory order, if they fit the model.

@@ -4,10 +4,11 @@
 //! `i` of 0..4, coarsest first, has `decoder.i.up` (transposed convolution), `decoder.i.up_bn`, `decoder.i.conv1`,
 //! `decoder.i.bn1`, `decoder.i.conv2`, `decoder.i.bn2`; the last layer is `head`.
 
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
+use crate::Error;
 use crate::flat::Flat;
-use crate::layers::{BatchNorm, BatchNormOptions, Conv, Normalise, Scope, UpConv};
+use crate::layers::{self, BatchNorm, BatchNormOptions, Conv, Pass, Scope, UpConv};
 use crate::layout::LayoutBuilder;
 use crate::options::{Encoder, ModelOptions};
 
@@ -74,23 +75,23 @@ impl Unet {
     }
 
     /// Images [N, 3, S, S] to logits [N, classes, S/2, S/2].
-    pub fn forward(&self, flat: &Flat, images: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
-        let [skip2, skip4, skip8, skip16, mut x] = self.encode(flat, images, norm)?;
+    pub fn forward(&self, flat: &Flat, images: &Tensor, pass: Pass) -> Result<Tensor, Error> {
+        let [skip2, skip4, skip8, skip16, mut x] = self.encode(flat, images, pass)?;
         for (stage, skip) in self.decoder.iter().zip([skip16, skip8, skip4, skip2]) {
-            x = stage.forward(flat, &x, &skip, norm)?;
+            x = stage.forward(flat, &x, &skip, pass)?;
         }
-        self.head.forward(flat, &x)
+        self.head.forward(flat, &x, pass)
     }
 
-    pub fn encode(&self, flat: &Flat, images: &Tensor, norm: Normalise) -> Result<Taps, TchError> {
-        let stem = self.stem.forward(flat, images)?;
-        let stem = self.stem_bn.forward(flat, &stem, norm)?.f_relu_()?;
+    pub fn encode(&self, flat: &Flat, images: &Tensor, pass: Pass) -> Result<Taps, Error> {
+        let stem = self.stem.forward(flat, images, pass)?;
+        let stem = self.stem_bn.forward(flat, &stem, pass)?.f_relu_()?;
         let mut x = stem.f_max_pool2d(3, 2, 1, 1, false)?;
         let mut stage = |blocks: &[Bottleneck]| {
             for block in blocks {
-                x = block.forward(flat, &x, norm)?;
+                x = block.forward(flat, &x, pass)?;
             }
-            Ok::<_, TchError>(x.shallow_clone())
+            Ok::<_, Error>(x.shallow_clone())
         };
         let [stage1, stage2, stage3, stage4] = &self.stages;
         let taps = [stage(stage1)?, stage(stage2)?, stage(stage3)?, stage(stage4)?];
@@ -136,18 +137,19 @@ impl Bottleneck {
         Self { convs, downsample }
     }
 
-    fn forward(&self, flat: &Flat, x: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
-        let normalised =
-            |(conv, bn): &(Conv, BatchNorm), x: &Tensor| bn.forward(flat, &conv.forward(flat, x)?, norm);
+    fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
+        let normalised = |(conv, bn): &(Conv, BatchNorm), x: &Tensor| {
+            Ok::<_, Error>(bn.forward(flat, &conv.forward(flat, x, pass)?, pass)?)
+        };
         let [first, second, third] = &self.convs;
         let y = normalised(first, x)?.f_relu_()?;
         let y = normalised(second, &y)?.f_relu_()?;
         let mut y = normalised(third, &y)?;
-        match &self.downsample {
+        let mut sum = match &self.downsample {
             Some(downsample) => y.f_add_(&normalised(downsample, x)?)?,
             None => y.f_add_(x)?,
-        }
-        .f_relu_()
+        };
+        Ok(sum.f_relu_()?)
     }
 }
 
@@ -170,14 +172,44 @@ impl DecoderStage {
         Self { up, up_bn, convs: [conv(1, outputs + skip), conv(2, outputs)] }
     }
 
-    fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, norm: Normalise) -> Result<Tensor, TchError> {
-        let up = self.up.forward(flat, x)?.f_relu_()?;
-        let up = self.up_bn.forward(flat, &up, norm)?;
-        let mut x = Tensor::f_cat(&[&up, skip], 1)?;
-        for (conv, bn) in &self.convs {
-            x = bn.forward(flat, &conv.forward(flat, &x)?.f_relu_()?, norm)?;
-        }
-        Ok(x)
+    fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, pass: Pass) -> Result<Tensor, Error> {
+        let [first, second] = &self.convs;
+        let joined = match pass.on_host {
+            true => self.join_on_host(flat, x, skip, &first.0, pass)?,
+            false => None,
+        };
+        let mut joined = match joined {
+            Some(joined) => joined,
+            None => {
+                let up = self.up.forward(flat, x)?.f_relu_()?;
+                let up = self.up_bn.forward(flat, &up, pass)?;
+                first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
+            }
+        };
+        let x = first.1.forward(flat, &joined.f_relu_()?, pass)?;
+        Ok(second.1.forward(flat, &second.0.forward(flat, &x, pass)?.f_relu_()?, pass)?)
+    }
+
+    /// The first convolution of the upsampled image with the skip behind it, without the three in four pixels of the
+    /// former that are alike. None where batch norm is over all ranks.
+    fn join_on_host(
+        &self,
+        flat: &Flat,
+        x: &Tensor,
+        skip: &Tensor,
+        conv: &Conv,
+        pass: Pass,
+    ) -> Result<Option<Tensor>, Error> {
+        let (even, background) = (self.up.even_pixels(flat, x)?, self.up.background(flat));
+        let Some((sparse, constant)) = self.up_bn.spread(flat, &even, background, pass)? else {
+            return Ok(None);
+        };
+        let by_product = layers::pays_as_product(skip, skip.size()[1])?;
+        let join = torch_ext::Join { sparse: &sparse, constant: &constant, skip };
+        let bias = conv.bias.expect("the decoder's convolutions have biases");
+        let joined =
+            torch_ext::conv_of_join(join, flat.parameter(conv.weight), flat.parameter(bias), by_product)?;
+        Ok(Some(joined))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The C face of `shim.cpp`, and its errors.
+//! The C face of the C++ files here, and its errors.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -53,6 +53,36 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_copy_later(target: *mut C_tensor, source: *mut C_tensor) -> *mut c_char;
     pub(crate) fn torch_ext_autocast_bf16(device_type: i8, on: bool) -> *mut c_char;
     pub(crate) fn torch_ext_allow_tf32(allow: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_spread(
+        x: *mut C_tensor,
+        background: *mut C_tensor,
+        weight: *mut C_tensor,
+        bias: *mut C_tensor,
+        running_mean: *mut C_tensor,
+        running_var: *mut C_tensor,
+        by_batch: bool,
+        momentum: f64,
+        eps: f64,
+        sparse: *mut *mut C_tensor,
+        constant: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn torch_ext_row_major(weight: *mut C_tensor, y: *mut *mut C_tensor) -> *mut c_char;
+    pub(crate) fn torch_ext_conv_as_product(
+        x: *mut C_tensor,
+        weight: *mut C_tensor,
+        bias: *mut C_tensor,
+        transposed: bool,
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    pub(crate) fn torch_ext_conv_of_join(
+        sparse: *mut C_tensor,
+        constant: *mut C_tensor,
+        skip: *mut C_tensor,
+        weight: *mut C_tensor,
+        bias: *mut C_tensor,
+        skip_by_product: bool,
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
     pub(crate) fn torch_ext_begin_profile(cuda: bool) -> *mut c_char;
     pub(crate) fn torch_ext_end_profile(path: *const c_char) -> *mut c_char;
     pub(crate) fn torch_ext_current_stream(device_index: i8, stream: *mut *mut c_void) -> *mut c_char;
