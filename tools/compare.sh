@@ -5,7 +5,9 @@
 #   tools/compare.sh            settings are variables of the environment:
 #     BIN=target/release  JOB=jobs/small.toml  DATA=data/synth  WORKERS=2  OUT=runs/compare
 #     SEEDS="44"                one run of each kind for each
-#     KINDS="scratch pretrained frozen"     and frozen-scratch: an encoder that stays as it was drawn
+#     KINDS="scratch pretrained frozen"     and frozen-scratch: an encoder that stays as it was drawn; and peer: the same
+#                               recipe from scratch in another program (see tools/peer_run.py), which then needs
+#     PEER=  PYTHON=python3     its script, and a Python that can run it
 #     WEIGHTS=                  a file or name for model.pretrained; empty: an encoder pretrained here, on
 #     TASK=species EPOCHS=30    this task of the same training images (musher-worker pretrain)
 #     ARGS=                     more for `musher launch`, such as "--set train.epochs=10"
@@ -17,6 +19,7 @@ cd "$(dirname "$0")/.."
 BIN=${BIN:-target/release} JOB=${JOB:-jobs/small.toml} DATA=${DATA:-data/synth} WORKERS=${WORKERS:-2}
 OUT=${OUT:-runs/compare} SEEDS=${SEEDS:-44} KINDS=${KINDS:-scratch pretrained frozen}
 WEIGHTS=${WEIGHTS:-} TASK=${TASK:-species} EPOCHS=${EPOCHS:-30} ARGS=${ARGS:-}
+PEER=${PEER:-} PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 
 # The encoder that a seed's runs start from.
@@ -33,13 +36,14 @@ weights() {
 
 train() {
   local kind=$1 seed=$2 run="$OUT/$1-$2" keys=()
-  if grep -q '"event":"run_finished".*"status":"finished"' "$run/events.jsonl" 2>/dev/null; then return; fi
+  if grep -q '"event": *"run_finished".*"status": *"finished"' "$run/events.jsonl" 2>/dev/null; then return; fi
   case $kind in
     scratch) ;;
     pretrained) keys=(--set "model.pretrained=$(weights "$seed")") ;;
     frozen) keys=(--set "model.pretrained=$(weights "$seed")" --set model.freeze_encoder=true) ;;
     frozen-scratch) keys=(--set model.freeze_encoder=true) ;;
-    *) echo "compare: there is no kind $kind; scratch, pretrained, frozen and frozen-scratch are known" >&2; exit 2 ;;
+    peer) tools/peer_run.py "$JOB" --peer "$PEER" --python "$PYTHON" --data "$DATA" --seed "$seed" --out "$run"; return ;;
+    *) echo "compare: there is no kind $kind; scratch, pretrained, frozen, frozen-scratch and peer are known" >&2; exit 2 ;;
   esac
   if [ -e "$run/state.json" ]; then keys+=(--resume); fi
   # shellcheck disable=SC2086 # ARGS are several words

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 WIDTH, SIZE, SAMPLES, GLOBAL_BATCH, EPOCHS, SEED, CLASSES = 0.05, 64, 11, 4, 4, 44, 3
 JOBS = {
-    "plain": dict(),
+    "plain": dict(rate=3e-4),
     "cosine_clipped": dict(cosine=True, clip_norm=0.3),
     "weighted_dice": dict(class_weights=(0.5, 1.0, 3.0), dice_weight=0.7),
     "warmed_up": dict(cosine=True, warmup_steps=5, encoder_rate=0.1),

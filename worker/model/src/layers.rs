@@ -187,19 +187,18 @@ impl BatchNorm {
         }
     }
     /// After ReLU, of an image that holds `x` at its even pixels and `background` elsewhere; see [`torch_ext::spread`].
-    /// None where the batch is that of all ranks.
+    /// Not where the batch is that of all ranks.
     pub fn spread(
         &self,
         flat: &Flat,
         x: &Tensor,
         background: &Tensor,
         pass: Pass,
-    ) -> Result<Option<(Tensor, Tensor)>, Error> {
+    ) -> Result<(Tensor, Tensor), Error> {
         let statistics = flat.statistics(self.statistics);
         let (running, by_batch) = match self.normalise(pass) {
             Normalise::ByLive => (&statistics.live, false),
-            Normalise::ByBatch => (&statistics.working, true),
-            Normalise::OverRanks(_) => return Ok(None),
+            Normalise::ByBatch | Normalise::OverRanks(_) => (&statistics.working, true),
         };
         let norm = torch_ext::NormOptions {
             weight: flat.parameter(self.weight),
@@ -210,7 +209,12 @@ impl BatchNorm {
             momentum: self.options.momentum,
             eps: self.options.eps,
         };
-        Ok(Some(torch_ext::spread(x, background, norm)?))
+        Ok(torch_ext::spread(x, background, norm)?)
+    }
+
+    /// Whether it needs the other ranks.
+    pub fn is_over_ranks(&self, pass: Pass) -> bool {
+        matches!(self.normalise(pass), Normalise::OverRanks(_))
     }
 
     fn normalise<'a>(&self, pass: Pass<'a>) -> Normalise<'a> {

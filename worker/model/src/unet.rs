@@ -174,24 +174,19 @@ impl DecoderStage {
 
     fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let [first, second] = &self.convs;
-        let joined = match pass.on_host {
-            true => self.join_on_host(flat, x, skip, &first.0, pass)?,
-            false => None,
-        };
-        let mut joined = match joined {
-            Some(joined) => joined,
-            None => {
-                let up = self.up.forward(flat, x)?.f_relu_()?;
-                let up = self.up_bn.forward(flat, &up, pass)?;
-                first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
-            }
+        let mut joined = if pass.on_host && !self.up_bn.is_over_ranks(pass) {
+            self.join_on_host(flat, x, skip, &first.0, pass)?
+        } else {
+            let up = self.up.forward(flat, x)?.f_relu_()?;
+            let up = self.up_bn.forward(flat, &up, pass)?;
+            first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
         };
         let x = first.1.forward(flat, &joined.f_relu_()?, pass)?;
         Ok(second.1.forward(flat, &second.0.forward(flat, &x, pass)?.f_relu_()?, pass)?)
     }
 
     /// The first convolution of the upsampled image with the skip behind it, without the three in four pixels of the
-    /// former that are alike. None where batch norm is over all ranks.
+    /// former that are alike.
     fn join_on_host(
         &self,
         flat: &Flat,
@@ -199,17 +194,13 @@ impl DecoderStage {
         skip: &Tensor,
         conv: &Conv,
         pass: Pass,
-    ) -> Result<Option<Tensor>, Error> {
+    ) -> Result<Tensor, Error> {
         let (even, background) = (self.up.even_pixels(flat, x)?, self.up.background(flat));
-        let Some((sparse, constant)) = self.up_bn.spread(flat, &even, background, pass)? else {
-            return Ok(None);
-        };
+        let (sparse, constant) = self.up_bn.spread(flat, &even, background, pass)?;
         let by_product = layers::pays_as_product(skip, skip.size()[1])?;
         let join = torch_ext::Join { sparse: &sparse, constant: &constant, skip };
         let bias = conv.bias.expect("the decoder's convolutions have biases");
-        let joined =
-            torch_ext::conv_of_join(join, flat.parameter(conv.weight), flat.parameter(bias), by_product)?;
-        Ok(Some(joined))
+        Ok(torch_ext::conv_of_join(join, flat.parameter(conv.weight), flat.parameter(bias), by_product)?)
     }
 }
 

@@ -203,12 +203,10 @@ impl Trainer {
 
 /// For the whole process, which has one device.
 pub(crate) fn tune(device: Device, precision: job::Precision) -> Result<(), torch_ext::Error> {
-    if device.is_cuda() {
-        torch_ext::allow_tf32(precision != job::Precision::Fp32)?;
-        // A run has few shapes and many steps: cuDNN's fastest kernels are worth looking for.
-        tch::Cuda::cudnn_set_benchmark(true);
+    match device.is_cuda() {
+        true => torch_ext::allow_tf32(precision != job::Precision::Fp32),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// A replica initialised from the job's seed.

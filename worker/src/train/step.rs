@@ -188,10 +188,37 @@ impl Trainer {
         Ok(self.in_flight.as_mut().map_or(Ok(false), |flight| flight.outcome.is_there())?)
     }
 
-    /// Computes the gradient of two black images and forgets it: what is slow once is behind this replica
-    /// before a team waits for it.
+    /// Computes the gradient of black images and forgets it: what is slow once is behind this replica before a team
+    /// waits for it.
+    ///
+    /// On a GPU they are as many as its share of a whole team will be, and cuDNN tries all its kernels on them. It
+    /// remembers the fastest; in the run itself it tries none, as a team that changes, or an epoch's last batch, brings
+    /// shapes that it would spend seconds on, each time, while others wait.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
-        let batch = self.data.input.black(2)?;
+        let cuda = self.replica.device().is_cuda();
+        let samples = if cuda { self.usual_samples() } else { 2 };
+        if cuda {
+            tch::Cuda::cudnn_set_benchmark(true);
+        }
+        let warmed = self.warm_up_with(samples);
+        if cuda {
+            tch::Cuda::cudnn_set_benchmark(false);
+        }
+        warmed
+    }
+
+    /// What a rank of a whole team computes at once, at least 2.
+    fn usual_samples(&self) -> u64 {
+        let workers = u64::from(self.job.cluster.workers).max(1);
+        let share = u64::from(self.job.train.global_batch).div_ceil(workers);
+        match u64::from(self.job.train.micro_batch) {
+            0 => share.max(2),
+            micro => share.min(micro).max(2),
+        }
+    }
+
+    fn warm_up_with(&mut self, samples: u64) -> Result<(), TrainError> {
+        let batch = self.data.input.black(samples as usize)?;
         self.replica.begin_step()?;
         let _ = self.accumulate(&batch, 0.0, None, |_| ())?;
         Ok(self.replica.zero_gradients()?)
