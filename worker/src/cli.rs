@@ -81,7 +81,7 @@ struct Join {
     #[arg(long, value_name = "N", requires = "workers_per_node", default_value_t = RestartPolicy::default().limit)]
     max_restarts: u32,
     /// Where the data set is on this machine, if not where the job says
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|URL")]
     data_root: Option<String>,
     /// Address at which the other workers reach this one [default: the one that reaches the coordinator]
     #[arg(long, value_name = "IP[:PORT]", value_parser = advertised)]

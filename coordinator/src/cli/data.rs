@@ -46,7 +46,7 @@ pub struct Check {
 pub struct Pack {
     #[command(flatten)]
     data: Lists,
-    /// Where to pack it: a directory that is empty or does not exist
+    /// Where to pack it: a directory that is empty or does not exist, or s3://, gs:// or az:// BUCKET/PREFIX
     out: PathBuf,
     /// Most MiB of a shard; a sample that is longer has one of its own
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = value_parser!(u64).range(1..=1 << 20))]
@@ -56,7 +56,7 @@ pub struct Pack {
 /// A data set, and which of its lists are meant.
 #[derive(Debug, Args)]
 struct Lists {
-    /// Root of a data set in the Oxford-IIIT Pet layout, or packed
+    /// Root of a data set in the Oxford-IIIT Pet layout, or packed; or an object store's URL of a packed one
     dir: PathBuf,
     /// List of the training samples, relative to the root
     #[arg(long, default_value_t = job::Data::default().train_split)]

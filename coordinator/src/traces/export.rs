@@ -29,8 +29,7 @@ use tracing::warn;
 use super::spans::{Place, Span};
 use crate::core::{Origin, Time};
 
-/// For the last spans to be taken, when the run has ended. Longer than the processor's own time between two batches
-/// is of no use.
+/// For the last spans to be taken, when the run has ended.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Error)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use musher_store_server::{BUCKET, Effect, Fault, S3Server};
 use musher_tests::{Job, Scene};
 
-use crate::checks::figures;
+use crate::checks::{figures, goes_on_and_ends_well};
 
 const URL: &str = "s3://pets/sets/packed";
 
@@ -146,4 +146,28 @@ fn what_is_wrong_with_it_is_said_in_a_sentence() {
         reason.contains("trainval-000000.tar has for") && reason.contains("is not what was packed"),
         "{reason}"
     );
+}
+
+/// Its credentials have run out, say: another's may be good.
+#[test]
+fn a_worker_that_the_store_refuses_leaves_alone_and_is_started_again() {
+    let server = S3Server::start();
+    let scene = scene(&server);
+    let data = scene.data();
+    scene.run(&["data", "pack", &text(data.root()), URL, "--shard-mb", "1"]).expect_code(0);
+    let job = Job::tiny(&data).set("data.root", format!("{URL:?}")).set("data.cache_mb", 0).endless();
+    let mut run = scene.launch(&job, "refused", 2, &[]);
+    run.wait_for_nth("checkpoint_committed", 1);
+    let (target, effect) = ("trainval-000000.tar".into(), Effect::Status(403));
+    server.order(Fault { method: "GET", target, effect });
+    let left = run.wait_for_nth("worker_left", 1);
+    let reason = left.text("reason");
+    assert_eq!(left.text("cause"), "failed");
+    assert!(
+        reason.contains(&format!("cannot read {URL}/trainval-000000.tar: the credentials are refused")),
+        "{reason}"
+    );
+    let told = run.events().iter().position(|event| *event == left).map_or(0, |at| at + 1);
+    run.wait_past(told, "generation_formed", |event| event.number("world_size") == 2);
+    goes_on_and_ends_well(run, &data);
 }
