@@ -2,6 +2,7 @@
 """Images per second of the whole job (decoding and augmentation included): Musher and PyTorch DDP, interleaved.
 
 bench_throughput.py --data PETS --peer peer_ddp.py [--python PYTHON] [--repeats 5] [--case SIZE:BATCH:STEPS ...]
+                    [--width W] [--bf16]
 
 A case is image size, batch per rank and steps per measurement; 2 processes of one thread each, width 1.0 unless
 --width. The peer runs under torchrun and prints one JSON line with images_per_s (of its median step, after three
@@ -16,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def peer(a, size, batch, steps):
     command = [a.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(a.workers), a.peer, "--data", a.data,
                "--steps", str(steps), "--image-size", str(size), "--batch", str(batch), "--width", str(a.width), "--threads", "1"]
+    command += ["--amp"] * a.bf16
     out = subprocess.run(command + a.peer_args.split(), capture_output=True, text=True, check=True).stdout
     return json.loads([line for line in out.splitlines() if line.startswith("{")][-1])["images_per_s"]
 
@@ -37,7 +39,7 @@ def musher(a, size, batch, steps):
         (scratch / "job.toml").write_text('name = "bench"\n')
         settings = {"data.root": json.dumps(str(root)), "data.image_size": size, "model.width": a.width,
                     "train.global_batch": batch * a.workers, "train.epochs": 2, "early_stopping.start_from_epoch": 9,
-                    "checkpoint.every_epochs": 0, "server.grpc": '"127.0.0.1:0"', "server.http": '"127.0.0.1:0"'}
+                    "train.precision": '"bf16"' if a.bf16 else '"fp32"', "checkpoint.every_epochs": 0, "server.grpc": '"127.0.0.1:0"', "server.http": '"127.0.0.1:0"'}
         command = [ROOT / "target/release/musher", "launch", scratch / "job.toml", "--workers", a.workers, "--run-dir", scratch / "run",
                    "--log-format", "json"]
         for key, value in settings.items():
@@ -52,6 +54,7 @@ def main():
     p.add_argument("--data", required=True); p.add_argument("--peer", required=True); p.add_argument("--python", default=sys.executable)
     p.add_argument("--repeats", type=int, default=5); p.add_argument("--width", type=float, default=1.0)
     p.add_argument("--workers", type=int, default=2); p.add_argument("--peer-args", default="")
+    p.add_argument("--bf16", action="store_true", help="autocast on both sides")
     p.add_argument("--case", action="append", metavar="SIZE:BATCH:STEPS")
     a = p.parse_args()
     print("| image | batch a rank | PyTorch DDP | Musher | Musher / PyTorch (min .. max) |\n| --- | --- | --- | --- | --- |", flush=True)
