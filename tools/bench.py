@@ -34,7 +34,7 @@ def numbers(pattern, text):
 # Each part returns rows: what, beside what, the unit, the other's figure, Musher's. A ratio is Musher's over the other's.
 
 def whole_job(a, size, batch, steps, peer_args=""):
-    b = SimpleNamespace(**vars(a), workers=2, width=1.0, peer_args=peer_args)
+    b = SimpleNamespace(**vars(a), workers=2, width=1.0, bf16=False, peer_args=peer_args)
     beside, own = bench_throughput.peer(b, size, batch, steps), bench_throughput.musher(b, size, batch, steps)
     return [(f"whole job, {size} pixels, 2 workers", "PyTorch DDP", "images/s", beside, own)]
 
