@@ -1,11 +1,13 @@
 # syntax=docker/dockerfile:1
-# The coordinator: the command `musher`, without libtorch. Some 40 MB.
+# The coordinator: the command `musher`, without libtorch. Just under 50 MB.
 #
 #   docker build -f deploy/docker/coordinator.Dockerfile -t musher-coordinator .
 
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
+# A seventh smaller, for twice the time.
+ENV CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked -p musher-coordinator \

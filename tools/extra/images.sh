@@ -26,10 +26,14 @@ as_user() { chroot --userspec=65532:65532 "$@"; }
 
 # distroless/cc has libc and libgcc, as a minimal Debian has.
 cp -a "$root/base" "$root/coordinator"
-strip -o "$root/coordinator/usr/bin/musher" "$binaries/musher"
+# Built as the image's is: with the Dockerfile's own settings, in a folder of its own.
+# shellcheck disable=SC2046
+env $(sed -n 's/^ENV //p' "${files[0]}") cargo build --release --locked -p musher-coordinator --target-dir target/image
+strip -o "$root/coordinator/usr/bin/musher" target/image/release/musher
 as_user "$root/coordinator" musher --version
 size=$(stat -c %s "$root/coordinator/usr/bin/musher")
-[ "$size" -lt 25000000 ] || { echo "musher has $size bytes: the image would be above 50 MB"; exit 1; }
+# distroless/cc has some 23 MB.
+[ "$size" -lt 26500000 ] || { echo "musher has $size bytes: the image would be above 50 MB"; exit 1; }
 echo "coordinator's image: ok, $((size / 1000000)) MB on top of distroless/cc"
 
 mv "$root/base" "$root/worker"
