@@ -12,10 +12,17 @@ import argparse, json, os, pathlib, shutil, subprocess, sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def peer_command(python, script, **options):
+    """How the recipe is trained in PyTorch, in one process."""
+    words = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1, script]
+    for key, value in options.items():
+        words += ["--" + key.replace("_", "-"), value]
+    return [str(word) for word in words]
+
+
 def peer(a, seed):
-    command = [a.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", a.peer, "--data", a.data,
-               "--epochs", str(a.epochs), "--image-size", str(a.image_size), "--batch", str(a.batch), "--width", str(a.width),
-               "--seed", str(seed), "--threads", str(a.threads)]
+    command = peer_command(a.python, a.peer, data=a.data, epochs=a.epochs, image_size=a.image_size, batch=a.batch, width=a.width,
+                           seed=seed, threads=a.threads)
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -59,4 +66,5 @@ def main():
         print(f"| {e + 1} | " + " | ".join(row) + " |")
 
 
-main()
+if __name__ == "__main__":
+    main()

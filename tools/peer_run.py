@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tomllib
 
+from bench_curves import peer_command
+
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,9 +33,9 @@ def main():
     setting = lambda table, key, default: job.get(table, {}).get(key, default)
     epochs = setting("train", "epochs", 30)
     rule = Stopping(setting("early_stopping", "patience", 5), setting("early_stopping", "start_from_epoch", 0))
-    command = [a.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", a.peer, "--data", a.data,
-               "--epochs", epochs, "--image-size", setting("data", "image_size", 224), "--batch", setting("train", "global_batch", 32),
-               "--width", setting("model", "width", 1.0), "--seed", a.seed, "--threads", a.threads]
+    command = peer_command(a.python, a.peer, data=a.data, epochs=epochs, image_size=setting("data", "image_size", 224),
+                           batch=setting("train", "global_batch", 32), width=setting("model", "width", 1.0), seed=a.seed,
+                           threads=a.threads)
     a.out.mkdir(parents=True, exist_ok=True)
     with open(a.out / "events.jsonl", "w") as events:
         def tell(event, **fields):
@@ -41,7 +43,7 @@ def main():
             print(json.dumps({"timestamp": now, "event": event, **fields}), file=events, flush=True)
 
         tell("run_started")
-        peer = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+        peer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         stopped = None
         for line in peer.stdout:
             if stopped or not line.startswith("{"):

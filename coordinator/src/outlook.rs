@@ -77,11 +77,7 @@ fn shards(job: &JobConfig, world: u32, samples: &Samples) -> Vec<String> {
 
 fn sizes(job: &JobConfig, world: u32) -> Vec<String> {
     let network = NetworkSize::of(job);
-    let largest_share = u64::from(job.train.global_batch).div_ceil(u64::from(world.max(1)));
-    let at_once = match u64::from(job.train.micro_batch) {
-        0 => largest_share,
-        micro => micro.min(largest_share),
-    };
+    let at_once = job.most_at_once(world);
     let memory = WorkerMemory::new(&network, at_once);
     let trains = match network.trainable {
         all if all == network.parameters => "all train".to_owned(),

@@ -387,6 +387,15 @@ impl JobConfig {
         toml::to_string(self).expect("strings, numbers and one level of tables are always TOML")
     }
 
+    /// The most samples that a rank of a team of `world` computes at once.
+    pub fn most_at_once(&self, world: u32) -> u64 {
+        let largest_share = u64::from(self.train.global_batch).div_ceil(u64::from(world.max(1)));
+        match u64::from(self.train.micro_batch) {
+            0 => largest_share,
+            micro => micro.min(largest_share),
+        }
+    }
+
     /// `runs/<name>`, relative to the working directory.
     pub fn run_dir(&self) -> PathBuf {
         PathBuf::from("runs").join(&self.name)

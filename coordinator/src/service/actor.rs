@@ -126,9 +126,8 @@ impl Actor {
     }
 
     async fn perform(&mut self, action: Action) -> anyhow::Result<Option<Outcome>> {
-        let now = self.now();
         if let Some(tracer) = &mut self.audience.tracer {
-            tracer.observe(now, &action);
+            tracer.observe(self.started.elapsed(), &action);
         }
         match action {
             Action::Persist(state) => {

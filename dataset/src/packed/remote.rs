@@ -15,7 +15,7 @@ use super::{DatasetError, Store};
 pub(super) fn open(root: &Path) -> Option<Result<Remote, DatasetError>> {
     let url = root.to_str().filter(|root| is_url(root))?;
     let opened = musher_store::Store::open(url, &environment(), Patience::Long);
-    Some(opened.map(Remote).map_err(|error| DatasetError::Store { reason: error.to_string() }))
+    Some(opened.map(Remote).map_err(told))
 }
 
 pub(super) struct Remote(musher_store::Store);
@@ -23,7 +23,7 @@ pub(super) struct Remote(musher_store::Store);
 impl Remote {
     /// Whether the bucket is there, and may be looked into.
     pub fn check(&self) -> Result<(), DatasetError> {
-        self.0.check().map_err(|error| DatasetError::Store { reason: error.to_string() })
+        self.0.check().map_err(told)
     }
 }
 
@@ -80,6 +80,10 @@ impl Output for Sent {
     fn finish(self: Box<Self>) -> io::Result<()> {
         self.0.finish().map(drop).map_err(io_error)
     }
+}
+
+fn told(error: StoreError) -> DatasetError {
+    DatasetError::Store { reason: error.to_string() }
 }
 
 /// Of kind `Other` where the store's sentence says it all.

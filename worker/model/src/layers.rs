@@ -1,11 +1,12 @@
 //! The network's layers: descriptions that name their tensors by id, and compute on the tensors of a [`Flat`].
 
 use tch::{Device, TchError, Tensor};
+use torch_ext::{Join, Norm};
 
 use crate::Error;
 use crate::flat::{Flat, Running};
 use crate::layout::{Init, LayoutBuilder, ParameterId, StatisticsId};
-use crate::over_ranks::{self, Norm, OverRanks};
+use crate::over_ranks::{self, OverRanks};
 
 /// Declares layers of one part of the network.
 pub struct Scope<'a> {
@@ -51,15 +52,15 @@ pub struct Pass<'a> {
 const PIXELS_PER_CHANNEL: i64 = 1;
 
 /// Whether the part of a 3x3 kernel that is for `inputs` channels had better be a product, for images like `x`.
-pub fn pays_as_product(x: &Tensor, inputs: i64) -> Result<bool, TchError> {
+fn pays_as_product(x: &Tensor, inputs: i64) -> Result<bool, TchError> {
     let (samples, _, height, width) = x.size4()?;
     Ok(samples * height * width <= PIXELS_PER_CHANNEL * inputs)
 }
 
 #[derive(Debug)]
 pub struct Conv {
-    pub weight: ParameterId,
-    pub bias: Option<ParameterId>,
+    weight: ParameterId,
+    bias: Option<ParameterId>,
     inputs: i64,
     kernel: i64,
     stride: i64,
@@ -91,11 +92,13 @@ impl Conv {
 
     pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let (weight, bias) = (flat.parameter(self.weight), self.bias.map(|bias| flat.parameter(bias)));
-        if pass.on_host && self.kernel == 1 {
+        let as_product = match (self.kernel, self.stride) {
+            (1, _) => pass.on_host,
+            (3, 1) => pass.on_host && pays_as_product(x, self.inputs)?,
+            _ => false,
+        };
+        if as_product {
             return Ok(torch_ext::conv_as_product(&every(x, self.stride)?, weight, bias)?);
-        }
-        if pass.on_host && self.kernel == 3 && self.stride == 1 && pays_as_product(x, self.inputs)? {
-            return Ok(torch_ext::conv_as_product(x, weight, bias)?);
         }
         let padding = self.kernel / 2;
         let with = |weight: &Tensor| x.f_conv2d(weight, bias, self.stride, padding, 1, 1);
@@ -103,6 +106,13 @@ impl Conv {
             Device::Cpu => with(&torch_ext::row_major(weight)?)?,
             _ => with(weight)?,
         })
+    }
+
+    /// Of an image and a skip behind it; see [`torch_ext::conv_of_join`]. It must be 3x3, with a bias.
+    pub fn of_join(&self, flat: &Flat, join: Join) -> Result<Tensor, Error> {
+        let by_product = pays_as_product(join.skip, join.skip.size()[1])?;
+        let bias = self.bias.expect("the decoder's convolutions have biases");
+        Ok(torch_ext::conv_of_join(join, flat.parameter(self.weight), flat.parameter(bias), by_product)?)
     }
 }
 
@@ -168,56 +178,56 @@ impl BatchNorm {
     }
 
     pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        let BatchNormOptions { eps, momentum, .. } = self.options;
-        let statistics = flat.statistics(self.statistics);
-        let (weight, bias) = (flat.parameter(self.weight), flat.parameter(self.bias));
-        let by = |running: &Running, batch: bool| {
-            let (mean, var) = (Some(&running.mean), Some(&running.var));
-            x.f_batch_norm(Some(weight), Some(bias), mean, var, batch, momentum, eps, true)
+        let by_own = |by_batch| {
+            let Norm { weight, bias, running_mean, running_var, momentum, eps } = self.norm(flat, by_batch);
+            let (mean, var) = (Some(running_mean), Some(running_var));
+            x.f_batch_norm(Some(weight), Some(bias), mean, var, by_batch, momentum, eps, true)
         };
         match self.normalise(pass) {
-            Normalise::ByLive => by(&statistics.live, false),
-            Normalise::ByBatch => by(&statistics.working, true),
+            Normalise::ByLive => by_own(false),
+            Normalise::ByBatch => by_own(true),
             Normalise::OverRanks(ranks) => {
                 let layer = self.statistics.index() as u32;
-                let Running { mean: running_mean, var: running_var } = &statistics.working;
-                let norm = Norm { layer, weight, bias, running_mean, running_var, momentum, eps };
-                over_ranks::batch_norm(x, &norm, ranks)
+                over_ranks::batch_norm(x, layer, self.norm(flat, true), ranks)
             }
         }
     }
+
     /// After ReLU, of an image that holds `x` at its even pixels and `background` elsewhere; see [`torch_ext::spread`].
-    /// Not where the batch is that of all ranks.
     pub fn spread(
         &self,
         flat: &Flat,
         x: &Tensor,
         background: &Tensor,
-        pass: Pass,
+        by_batch: bool,
     ) -> Result<(Tensor, Tensor), Error> {
-        let statistics = flat.statistics(self.statistics);
-        let (running, by_batch) = match self.normalise(pass) {
-            Normalise::ByLive => (&statistics.live, false),
-            Normalise::ByBatch | Normalise::OverRanks(_) => (&statistics.working, true),
-        };
-        let norm = torch_ext::NormOptions {
-            weight: flat.parameter(self.weight),
-            bias: flat.parameter(self.bias),
-            running_mean: &running.mean,
-            running_var: &running.var,
-            by_batch,
-            momentum: self.options.momentum,
-            eps: self.options.eps,
-        };
-        Ok(torch_ext::spread(x, background, norm)?)
+        Ok(torch_ext::spread(x, background, self.norm(flat, by_batch), by_batch)?)
     }
 
-    /// Whether it needs the other ranks.
-    pub fn is_over_ranks(&self, pass: Pass) -> bool {
-        matches!(self.normalise(pass), Normalise::OverRanks(_))
+    /// Whether it normalises by its own batch, or else by the live statistics; `None`: by the batches of all ranks.
+    pub fn by_batch(&self, pass: Pass) -> Option<bool> {
+        match self.normalise(pass) {
+            Normalise::ByLive => Some(false),
+            Normalise::ByBatch => Some(true),
+            Normalise::OverRanks(_) => None,
+        }
     }
 
     fn normalise<'a>(&self, pass: Pass<'a>) -> Normalise<'a> {
         if self.options.frozen { Normalise::ByLive } else { pass.norm }
+    }
+
+    /// With the statistics that a batch moves, or those that stand.
+    fn norm<'a>(&self, flat: &'a Flat, by_batch: bool) -> Norm<'a> {
+        let statistics = flat.statistics(self.statistics);
+        let Running { mean, var } = if by_batch { &statistics.working } else { &statistics.live };
+        Norm {
+            weight: flat.parameter(self.weight),
+            bias: flat.parameter(self.bias),
+            running_mean: mean,
+            running_var: var,
+            momentum: self.options.momentum,
+            eps: self.options.eps,
+        }
     }
 }

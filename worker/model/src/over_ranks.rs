@@ -13,6 +13,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, TchError, Tensor, no_grad};
+use torch_ext::Norm;
 
 /// Adds up numbers over the ranks.
 pub trait SumOverRanks: Send {
@@ -45,27 +46,15 @@ impl OverRanks {
     }
 }
 
-/// A batch norm's own tensors, each [C], and numbers.
-pub struct Norm<'a> {
-    /// Numbers the network's batch norms.
-    pub layer: u32,
-    pub weight: &'a Tensor,
-    pub bias: &'a Tensor,
-    /// Moved, like PyTorch's, by all ranks alike.
-    pub running_mean: &'a Tensor,
-    pub running_var: &'a Tensor,
-    pub momentum: f64,
-    pub eps: f64,
-}
-
-/// Batch norm of `x` [N, C, H, W], f32 or bf16, in training, as if the batches of all ranks were one.
-pub fn batch_norm(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Tensor, TchError> {
-    let statistics = no_grad(|| Statistics::new(x, norm, ranks))?;
+/// Batch norm of `x` [N, C, H, W], f32 or bf16, in training, as if the batches of all ranks were one. `layer` numbers the
+/// network's batch norms. All ranks move their running statistics alike, as PyTorch does.
+pub fn batch_norm(x: &Tensor, layer: u32, norm: Norm, ranks: &OverRanks) -> Result<Tensor, TchError> {
+    let statistics = no_grad(|| Statistics::new(x, layer, norm.eps, ranks))?;
     no_grad(|| statistics.move_running(norm))?;
     // An alias, for the hook to see what comes back through this layer alone.
     let input = x.f_alias()?;
     if input.requires_grad() {
-        let (statistics, x, ranks, layer) = (statistics.clone(), x.f_detach()?, ranks.clone(), norm.layer);
+        let (statistics, x, ranks) = (statistics.clone(), x.f_detach()?, ranks.clone());
         let project = move |gradient: &Tensor| statistics.project(gradient, &x, layer, &ranks).ok();
         torch_ext::on_gradient(&input, project).map_err(|error| TchError::Torch(error.to_string()))?;
     }
@@ -96,29 +85,24 @@ impl Clone for Statistics {
 
 impl Statistics {
     /// Means and second moments add up where they weigh as their values are many; variances do not.
-    fn new(x: &Tensor, norm: &Norm, ranks: &OverRanks) -> Result<Self, TchError> {
+    fn new(x: &Tensor, layer: u32, eps: f64, ranks: &OverRanks) -> Result<Self, TchError> {
         let (var, mean) = x.f_to_kind(Kind::Float)?.f_var_mean_correction(&OVER_VALUES[..], 0, false)?;
         let (var, mean) = (var.f_to_kind(Kind::Double)?, mean.f_to_kind(Kind::Double)?);
         let channels = mean.size()[0];
         let own = (x.numel() as i64 / channels) as f64;
         let second = var.f_add(&mean.f_square()?)?.f_mul_scalar(own)?;
         let own = Tensor::f_full([1], own, (Kind::Double, x.device()))?;
-        let sums = ranks.sum(2 * norm.layer, Tensor::f_cat(&[&own, &mean.f_mul(&own)?, &second], 0)?)?;
+        let sums = ranks.sum(2 * layer, Tensor::f_cat(&[&own, &mean.f_mul(&own)?, &second], 0)?)?;
 
         let values = sums.f_narrow(0, 0, 1)?;
         let of_all = |start| sums.f_narrow(0, start, channels)?.f_div(&values);
         let mean = of_all(1)?;
         let var = of_all(1 + channels)?.f_sub(&mean.f_square()?)?.f_clamp_min(0.0)?;
-        Ok(Self {
-            mean: mean.f_to_kind(Kind::Float)?,
-            var: var.f_to_kind(Kind::Float)?,
-            eps: norm.eps,
-            values,
-        })
+        Ok(Self { mean: mean.f_to_kind(Kind::Float)?, var: var.f_to_kind(Kind::Float)?, eps, values })
     }
 
     /// Running variances are unbiased.
-    fn move_running(&self, norm: &Norm) -> Result<(), TchError> {
+    fn move_running(&self, norm: Norm) -> Result<(), TchError> {
         let correction = self.values.f_div(&self.values.f_sub_scalar(1.0)?)?.f_to_kind(Kind::Float)?;
         let unbiased = self.var.f_mul(&correction)?;
         for (running, new) in [(norm.running_mean, &self.mean), (norm.running_var, &unbiased)] {
@@ -213,13 +197,12 @@ mod tests {
         wave.to_kind(Kind::Float).view(shape)
     }
 
-    fn pass(x: &Tensor, dy: &Tensor, norm: impl FnOnce(&Tensor, &Norm) -> Tensor) -> Pass {
+    fn pass(x: &Tensor, dy: &Tensor, norm: impl FnOnce(&Tensor, Norm) -> Tensor) -> Pass {
         let leaf = |tensor: &Tensor| tensor.copy().set_requires_grad(true);
         let x = leaf(x);
         let (weight, bias) = (leaf(&tensor(&[CHANNELS], 0.9)), leaf(&tensor(&[CHANNELS], 0.4)));
         let (running_mean, running_var) = (tensor(&[CHANNELS], 0.3), tensor(&[CHANNELS], 0.2).square() + 0.1);
         let parts = Norm {
-            layer: 0,
             weight: &weight,
             bias: &bias,
             running_mean: &running_mean,
@@ -227,7 +210,7 @@ mod tests {
             momentum: MOMENTUM,
             eps: EPS,
         };
-        let y = norm(&x, &parts);
+        let y = norm(&x, parts);
         (&y * dy).sum(Kind::Float).backward();
         let gradients = [x.grad(), weight.grad(), bias.grad()];
         let [dx, dw, db] = gradients;
@@ -267,7 +250,7 @@ mod tests {
                 let sums: Arc<Mutex<dyn SumOverRanks>> =
                     Arc::new(Mutex::new(Member { team: team.clone(), rank }));
                 let ranks = OverRanks { sums, counts: share > 0 };
-                thread::spawn(move || pass(&x, &dy, |x, norm| batch_norm(x, norm, &ranks).unwrap()))
+                thread::spawn(move || pass(&x, &dy, |x, norm| batch_norm(x, 0, norm, &ranks).unwrap()))
             })
             .collect();
         let ranks: Vec<Pass> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
@@ -311,9 +294,9 @@ mod tests {
         let x = tensor(&[2, CHANNELS, SIDE, SIDE], 0.5).set_requires_grad(true);
         let own = [0.1, 0.2, 0.3, 0.4].map(|step| tensor(&[CHANNELS], step));
         let [weight, bias, running_mean, running_var] = &own;
-        let norm = Norm { layer: 0, weight, bias, running_mean, running_var, momentum: MOMENTUM, eps: EPS };
+        let norm = Norm { weight, bias, running_mean, running_var, momentum: MOMENTUM, eps: EPS };
         let ranks = OverRanks { sums: Arc::new(Mutex::new(Broken)), counts: true };
-        let y = batch_norm(&x, &norm, &ranks).unwrap();
+        let y = batch_norm(&x, 0, norm, &ranks).unwrap();
         assert!(y.sum(Kind::Float).f_backward().is_err());
         assert!(!x.grad().defined());
     }

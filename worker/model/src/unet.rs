@@ -5,10 +5,11 @@
 //! `decoder.i.bn1`, `decoder.i.conv2`, `decoder.i.bn2`; the last layer is `head`.
 
 use tch::Tensor;
+use torch_ext::Join;
 
 use crate::Error;
 use crate::flat::Flat;
-use crate::layers::{self, BatchNorm, BatchNormOptions, Conv, Pass, Scope, UpConv};
+use crate::layers::{BatchNorm, BatchNormOptions, Conv, Pass, Scope, UpConv};
 use crate::layout::LayoutBuilder;
 use crate::options::{Encoder, ModelOptions};
 
@@ -174,33 +175,21 @@ impl DecoderStage {
 
     fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let [first, second] = &self.convs;
-        let mut joined = if pass.on_host && !self.up_bn.is_over_ranks(pass) {
-            self.join_on_host(flat, x, skip, &first.0, pass)?
-        } else {
-            let up = self.up.forward(flat, x)?.f_relu_()?;
-            let up = self.up_bn.forward(flat, &up, pass)?;
-            first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
+        let mut joined = match self.up_bn.by_batch(pass) {
+            // Without the three in four pixels of the upsampled image that are alike.
+            Some(by_batch) if pass.on_host => {
+                let (even, background) = (self.up.even_pixels(flat, x)?, self.up.background(flat));
+                let (sparse, constant) = self.up_bn.spread(flat, &even, background, by_batch)?;
+                first.0.of_join(flat, Join { sparse: &sparse, constant: &constant, skip })?
+            }
+            _ => {
+                let up = self.up.forward(flat, x)?.f_relu_()?;
+                let up = self.up_bn.forward(flat, &up, pass)?;
+                first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
+            }
         };
         let x = first.1.forward(flat, &joined.f_relu_()?, pass)?;
         Ok(second.1.forward(flat, &second.0.forward(flat, &x, pass)?.f_relu_()?, pass)?)
-    }
-
-    /// The first convolution of the upsampled image with the skip behind it, without the three in four pixels of the
-    /// former that are alike.
-    fn join_on_host(
-        &self,
-        flat: &Flat,
-        x: &Tensor,
-        skip: &Tensor,
-        conv: &Conv,
-        pass: Pass,
-    ) -> Result<Tensor, Error> {
-        let (even, background) = (self.up.even_pixels(flat, x)?, self.up.background(flat));
-        let (sparse, constant) = self.up_bn.spread(flat, &even, background, pass)?;
-        let by_product = layers::pays_as_product(skip, skip.size()[1])?;
-        let join = torch_ext::Join { sparse: &sparse, constant: &constant, skip };
-        let bias = conv.bias.expect("the decoder's convolutions have biases");
-        Ok(torch_ext::conv_of_join(join, flat.parameter(conv.weight), flat.parameter(bias), by_product)?)
     }
 }
 

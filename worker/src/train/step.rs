@@ -196,7 +196,7 @@ impl Trainer {
     /// shapes that it would spend seconds on, each time, while others wait.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
         let cuda = self.replica.device().is_cuda();
-        let samples = if cuda { self.usual_samples() } else { 2 };
+        let samples = if cuda { self.job.most_at_once(self.job.cluster.workers).max(2) } else { 2 };
         if cuda {
             tch::Cuda::cudnn_set_benchmark(true);
         }
@@ -205,16 +205,6 @@ impl Trainer {
             tch::Cuda::cudnn_set_benchmark(false);
         }
         warmed
-    }
-
-    /// What a rank of a whole team computes at once, at least 2.
-    fn usual_samples(&self) -> u64 {
-        let workers = u64::from(self.job.cluster.workers).max(1);
-        let share = u64::from(self.job.train.global_batch).div_ceil(workers);
-        match u64::from(self.job.train.micro_batch) {
-            0 => share.max(2),
-            micro => share.min(micro).max(2),
-        }
     }
 
     fn warm_up_with(&mut self, samples: u64) -> Result<(), TrainError> {

@@ -10,8 +10,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -27,6 +27,7 @@ using torch::autograd::variable_list;
 // `spread` of 1: an ordinary convolution, 'same' padded. Of 2: the input lies at the even pixels of an image twice as
 // high and wide, with zeros between.
 struct Geometry {
+
   int64_t samples, outputs, taps, height, width, spread;
 
   int64_t rows() const { return height * spread; }
@@ -125,11 +126,7 @@ void scatter(const Geometry &g, const Tensor &products, const std::optional<Tens
         for (int64_t tap = 0; tap < taps; ++tap) {
           const float *products = rows + tap * stride + n * g.pixels();
           runs(g, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
-            if (step == 1) {
-              for (int64_t j = 0; j < count; ++j) plane[pixel + j] += products[input + j];
-            } else {
-              for (int64_t j = 0; j < count; ++j) plane[pixel + 2 * j] += products[input + j];
-            }
+            for (int64_t j = 0; j < count; ++j) plane[pixel + step * j] += products[input + j];
           });
         }
       }
@@ -148,16 +145,12 @@ Tensor gather(const Geometry &g, const Tensor &grad, bool constant) {
       float *rows = to + o * taps * stride;
       for (int64_t tap = 0; tap < taps; ++tap) {
         float *row = rows + tap * stride;
-                for (int64_t n = 0; n < g.samples; ++n) {
+        for (int64_t n = 0; n < g.samples; ++n) {
           const float *plane = from + (n * g.outputs + o) * area;
           float *products = row + n * g.pixels();
           std::fill_n(products, g.pixels(), 0.0f);
           runs(g, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
-            if (step == 1) {
-              for (int64_t j = 0; j < count; ++j) products[input + j] = plane[pixel + j];
-            } else {
-              for (int64_t j = 0; j < count; ++j) products[input + j] = plane[pixel + 2 * j];
-            }
+            for (int64_t j = 0; j < count; ++j) products[input + j] = plane[pixel + step * j];
           });
         }
       }
@@ -202,28 +195,18 @@ public:
   explicit Delivery(const Tensor &weight) {
     const auto &held = weight.is_leaf() ? weight.grad() : Tensor();
     in_place = held.defined() && held.strides() == weight.strides() && held.scalar_type() == weight.scalar_type();
-    target = in_place ? held : at::empty_strided(weight.sizes(), weight.strides(), weight.options());
-  }
-
-  // Adds left * right to `part` of the target, or makes it that where there is nothing to add to.
-  void product(const Tensor &part, const Tensor &left, const Tensor &right) const { product(part, left, right, !in_place); }
-
-  void product(const Tensor &part, const Tensor &left, const Tensor &right, bool first) const {
-    auto into = part;
-    if (first) at::mm_out(into, left, right);
-    else into.addmm_(left, right);
+    target = in_place ? held : at::empty_strided(weight.sizes(), weight.strides(), weight.options()).zero_();
   }
 
   // What to return to the engine: nothing to add where it is added already. The engine calls the leaf's hook all the same.
   Tensor finish() const { return in_place ? Tensor() : target; }
 
-  bool in_place;
+  // What the gradient is to be added to.
   Tensor target;
-};
 
-Geometry geometry(const Tensor &x, const Tensor &weight, int64_t spread) {
-  return {x.size(0), weight.size(0), weight.size(2), x.size(2), x.size(3), spread};
-}
+private:
+  bool in_place;
+};
 
 // From how many pixels on a 1x1 kernel goes sample by sample, so that nothing is rearranged: below, the matrices are so
 // narrow that taking the weights up anew for each sample costs more.
@@ -244,7 +227,6 @@ struct Product final : torch::autograd::Function<Product> {
     auto columns = wide ? x.contiguous() : to_columns(x.contiguous(), 0);
     ctx->save_for_backward({columns, weight});
     ctx->saved_data["wide"] = wide, ctx->saved_data["bias"] = bias.has_value(), ctx->saved_data["transposed"] = transposed;
-    ctx->saved_data["samples"] = g.samples, ctx->saved_data["height"] = g.height, ctx->saved_data["width"] = g.width;
     auto matrix = matrix_of(weight, transposed);
     if (wide) {
       auto y = at::empty({g.samples, g.outputs, g.height, g.width}, x.options());
@@ -278,11 +260,9 @@ struct Product final : torch::autograd::Function<Product> {
       auto target = matrix_of(delivery.target, transposed);
       if (wide) {
         auto seen = flat_pixels(columns);
-        for (int64_t n = 0; n < g.samples; ++n) {
-          delivery.product(target, products[n], seen[n].t(), n == 0 && !delivery.in_place);
-        }
+        for (int64_t n = 0; n < g.samples; ++n) target.addmm_(products[n], seen[n].t());
       } else {
-        delivery.product(target, products, columns.t());
+        target.addmm_(products, columns.t());
       }
       of_weight = delivery.finish();
     }
@@ -305,14 +285,13 @@ struct Product final : torch::autograd::Function<Product> {
 struct Join final : torch::autograd::Function<Join> {
   static Variable forward(AutogradContext *ctx, const Variable &sparse, const Variable &constant, const Variable &skip_,
                           const Variable &weight, const Variable &bias, bool skip_by_product) {
-    auto g = geometry(sparse, weight, 2);
+    Geometry g{sparse.size(0), weight.size(0), weight.size(2), sparse.size(2), sparse.size(3), 2};
     auto skip = skip_.contiguous();
     int64_t inputs = sparse.size(1);
     auto columns = to_columns(sparse.contiguous(), 1);
     columns.select(1, columns.size(1) - 1).copy_(constant);
     auto skip_columns = skip_by_product ? to_columns(skip, 0) : skip;
     ctx->save_for_backward({columns, skip_columns, weight});
-    ctx->saved_data["samples"] = g.samples, ctx->saved_data["height"] = g.height, ctx->saved_data["width"] = g.width;
     ctx->saved_data["by_product"] = skip_by_product;
     auto of_up = weight.narrow(1, 0, inputs), of_skip = weight.narrow(1, inputs, weight.size(1) - inputs);
     Tensor y;
@@ -330,16 +309,15 @@ struct Join final : torch::autograd::Function<Join> {
   static variable_list backward(AutogradContext *ctx, const variable_list &grads) {
     auto saved = ctx->get_saved_variables();
     auto &columns = saved[0], &skip = saved[1], &weight = saved[2];
-    Geometry g{ctx->saved_data["samples"].toInt(), weight.size(0), weight.size(2), ctx->saved_data["height"].toInt(),
-               ctx->saved_data["width"].toInt(), 2};
     int64_t inputs = columns.size(0), skips = weight.size(1) - inputs;
     auto grad = grads[0].contiguous();
+    Geometry g{grad.size(0), weight.size(0), weight.size(2), grad.size(2) / 2, grad.size(3) / 2, 2};
     Delivery delivery(weight);
     auto of_up = delivery.target.narrow(1, 0, inputs), of_skip = delivery.target.narrow(1, inputs, skips);
     auto weight_up = weight.narrow(1, 0, inputs), weight_skip = weight.narrow(1, inputs, skips);
 
     auto products = gather(g, grad, true);
-    delivery.product(as_matrix(of_up), products, columns.t());
+    as_matrix(of_up).addmm_(products, columns.t());
     auto of_columns = at::mm(as_matrix(weight_up).t(), products);
     auto of_sparse = from_columns(of_columns, g.samples, g.height, g.width);
     auto of_constant = of_columns.select(1, of_columns.size(1) - 1).contiguous();
@@ -349,14 +327,13 @@ struct Join final : torch::autograd::Function<Join> {
     if (ctx->saved_data["by_product"].toBool()) {
       Geometry whole{g.samples, g.outputs, g.taps, g.rows(), g.cols(), 1};
       auto skip_products = gather(whole, grad, false);
-      delivery.product(as_matrix(of_skip), skip_products, skip.t());
+      as_matrix(of_skip).addmm_(skip_products, skip.t());
       if (further) skip_grad = from_columns(at::mm(as_matrix(weight_skip).t(), skip_products), g.samples, g.rows(), g.cols());
     } else {
       auto both = at::convolution_backward(grad, skip, weight_skip.contiguous(), at::OptionalIntArrayRef(), {1, 1}, {1, 1},
                                            {1, 1}, false, {0, 0}, 1, {further, true, false});
       skip_grad = std::get<0>(both);
-      if (delivery.in_place) of_skip.add_(std::get<1>(both));
-      else of_skip.copy_(std::get<1>(both));
+      of_skip.add_(std::get<1>(both));
     }
     return {of_sparse, of_constant, skip_grad, delivery.finish(), grad.sum({0, 2, 3}), Tensor()};
   }
@@ -378,8 +355,7 @@ struct RowMajor final : torch::autograd::Function<RowMajor> {
     Delivery delivery(ctx->get_saved_variables()[0]);
     const float *from = grad.const_data_ptr<float>();
     float *to = delivery.target.mutable_data_ptr<float>();
-    if (delivery.in_place) each(grad, [&](int64_t last, int64_t major) { to[last] += from[major]; });
-    else each(grad, [&](int64_t last, int64_t major) { to[last] = from[major]; });
+    each(grad, [&](int64_t last, int64_t major) { to[last] += from[major]; });
     return {delivery.finish()};
   }
 

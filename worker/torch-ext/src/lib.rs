@@ -1,6 +1,6 @@
 //! What Musher needs of libtorch and tch does not bind: fused Adam on flat buffers, gradients that are views,
-//! hooks on gradients on their way and after their accumulation, a tensor's host memory as a slice, convolutions as products,
-//! streams beside the main one, autocast to bf16, its profiler, and CUDA opened at run time.
+//! hooks on gradients on their way and after their accumulation, a tensor's host memory as a slice, convolutions as
+//! products, streams beside the main one, autocast to bf16, its profiler, and CUDA opened at run time.
 //!
 //! Beside musher-nccl the only package with `unsafe`; it owns no training logic. Every C++ exception comes back as an [`Error`].
 //!
@@ -27,5 +27,5 @@ pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
 pub use precision::{allow_tf32, autocast_bf16};
 pub use profile::profile;
-pub use spread::{NormOptions, spread};
+pub use spread::{Norm, spread};
 pub use stream::{Mark, SideStream, copy_later, pin};

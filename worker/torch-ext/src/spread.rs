@@ -6,29 +6,34 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{self, Error};
 
-/// A batch norm: all tensors are [C], f32, on the CPU.
+/// A batch norm: all tensors are [C], f32.
 #[derive(Debug, Clone, Copy)]
-pub struct NormOptions<'a> {
+pub struct Norm<'a> {
     pub weight: &'a Tensor,
     pub bias: &'a Tensor,
     pub running_mean: &'a Tensor,
     pub running_var: &'a Tensor,
-    /// Normalises by the batch and moves the running statistics by `momentum`; else by them.
-    pub by_batch: bool,
+    /// The new value's weight in a running statistic.
     pub momentum: f64,
     pub eps: f64,
 }
 
 /// ReLU, then batch norm, of an image [N, C, 2H, 2W] that holds `x` [N, C, H, W] at its even rows and columns and
-/// `background` [C] everywhere else, f32 on the CPU, without making that image.
+/// `background` [C] everywhere else, f32 on the CPU, without making that image. `by_batch` normalises by the batch and
+/// moves the running statistics; else it is by them.
 ///
 /// Returns the result's difference from its background at the even pixels, [N, C, H, W], and that background, [C].
-pub fn spread(x: &Tensor, background: &Tensor, norm: NormOptions) -> Result<(Tensor, Tensor), Error> {
+pub fn spread(
+    x: &Tensor,
+    background: &Tensor,
+    norm: Norm,
+    by_batch: bool,
+) -> Result<(Tensor, Tensor), Error> {
     let size = x.size();
     let [_, channels, _, _] = *size.as_slice() else {
         return Err(Error(format!("an image to spread has four dimensions, not {size:?}")));
     };
-    let NormOptions { weight, bias, running_mean, running_var, by_batch, momentum, eps } = norm;
+    let Norm { weight, bias, running_mean, running_var, momentum, eps } = norm;
     let vectors = [background, weight, bias, running_mean, running_var];
     for vector in vectors {
         if vector.size() != [channels] || !vector.is_contiguous() {
@@ -106,16 +111,15 @@ mod tests {
         let expected = Tensor::run_backward(&[(&whole * &gradient).sum(Kind::Float)], &leaves, false, false);
 
         let (moved_mean, moved_var) = statistics();
-        let norm = NormOptions {
+        let norm = Norm {
             weight: &weight,
             bias: &bias,
             running_mean: &moved_mean,
             running_var: &moved_var,
-            by_batch,
             momentum: MOMENTUM,
             eps: EPS,
         };
-        let (sparse, constant) = spread(&x, &background, norm).unwrap();
+        let (sparse, constant) = spread(&x, &background, norm, by_batch).unwrap();
         let found = spread_out(&sparse, &constant);
         let gradients = Tensor::run_backward(&[(&found * &gradient).sum(Kind::Float)], &leaves, false, false);
 
@@ -139,19 +143,18 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let (x, three, two) = (some(&[1, 3, 2, 2], 0.0), some(&[3], 0.0), some(&[2], 0.0));
-        let norm = |bias| NormOptions {
+        let norm = |bias| Norm {
             weight: &three,
             bias,
             running_mean: &three,
             running_var: &three,
-            by_batch: true,
             momentum: MOMENTUM,
             eps: EPS,
         };
         for (background, bias) in [(&two, &three), (&three, &two)] {
-            let Error(message) = spread(&x, background, norm(bias)).unwrap_err();
+            let Error(message) = spread(&x, background, norm(bias), true).unwrap_err();
             assert!(message.contains("3 channels") && message.contains("[2]"), "{message}");
         }
-        assert!(spread(&three, &three, norm(&three)).is_err());
+        assert!(spread(&three, &three, norm(&three), true).is_err());
     }
 }
