@@ -34,6 +34,14 @@ fn a_resolved_configuration_loads_to_itself() {
 }
 
 #[test]
+fn the_documentation_has_all_keys_and_their_defaults() {
+    let page = include_str!("../../../docs/configuration.md");
+    let documented = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let table = documented.parse::<toml::Table>().unwrap();
+    assert_eq!(table, JobConfig::default().to_toml().parse::<toml::Table>().unwrap());
+}
+
+#[test]
 fn known_keys_are_full_paths() {
     let keys = known_keys();
     for key in ["name", "train.global_batch", "augment.scale", "server.grpc"] {
