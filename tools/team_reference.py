@@ -18,11 +18,11 @@ import torch.nn.functional as F
 
 WIDTH, SIZE, SAMPLES, GLOBAL_BATCH, EPOCHS, SEED, CLASSES = 0.05, 64, 11, 4, 4, 44, 3
 JOBS = {
-    "plain": dict(rate=3e-4),
+    "plain": dict(),
     "cosine_clipped": dict(cosine=True, clip_norm=0.3),
     "weighted_dice": dict(class_weights=(0.5, 1.0, 3.0), dice_weight=0.7),
     "warmed_up": dict(cosine=True, warmup_steps=5, encoder_rate=0.1),
-    "frozen": dict(freeze_encoder=True, rate=3e-4),
+    "frozen": dict(freeze_encoder=True),
 }
 MASK64 = (1 << 64) - 1
 
@@ -191,7 +191,7 @@ def scheduled(rate, step, total, cosine, warmup_steps):
     return rate * (0.5 * (1 + math.cos(math.pi * progress)) if cosine else 1.0)
 
 
-def train(start, images, masks, rate=3e-3, cosine=False, clip_norm=0.0, warmup_steps=0, encoder_rate=1.0, freeze_encoder=False,
+def train(start, images, masks, rate=3e-4, cosine=False, clip_norm=0.0, warmup_steps=0, encoder_rate=1.0, freeze_encoder=False,
           class_weights=(), dice_weight=0.0):
     """Losses of all steps."""
     t = {name: tensor.clone() for name, tensor in start.items()}

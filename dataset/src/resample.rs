@@ -124,10 +124,13 @@ fn blend_block<const C: usize>(
         upper[i] = (whole(y) as usize * width + whole(x) as usize) * C;
         (wx[i], wy[i]) = (weight(x), weight(y));
     }
-    // Of each the left neighbour's channels and then the right one's, a byte each: above and below.
-    let (mut above, mut below) = ([0u64; LANES], [0u64; LANES]);
+    // Each neighbour's channels, a byte each: above left and right, below left and right.
+    let mut neighbours = [[0u32; LANES]; 4];
     for i in 0..LANES {
-        (above[i], below[i]) = (eight_bytes(data, upper[i]), eight_bytes(data, upper[i] + width * C));
+        for (row, at) in [upper[i], upper[i] + width * C].into_iter().enumerate() {
+            let both = eight_bytes(data, at);
+            (neighbours[2 * row][i], neighbours[2 * row + 1][i]) = (both as u32, (both >> (8 * C)) as u32);
+        }
     }
     let mut blended = [0u32; LANES];
     for i in 0..LANES {
@@ -136,11 +139,8 @@ fn blend_block<const C: usize>(
         let (right, down) = (wx[i] * UNIT - both, wy[i] * UNIT - both);
         let neither = UNIT * UNIT - both - right - down;
         for channel in 0..C {
-            let value = |neighbours: u64, at: usize| (neighbours >> (8 * at) & 0xFF) as i32;
-            let sum = value(above[i], channel) * neither
-                + value(above[i], C + channel) * right
-                + value(below[i], channel) * down
-                + value(below[i], C + channel) * both;
+            let value = |neighbour: usize| (neighbours[neighbour][i] >> (8 * channel) & 0xFF) as i32;
+            let sum = value(0) * neither + value(1) * right + value(2) * down + value(3) * both;
             blended[i] |= (((sum + bias) >> (2 * WEIGHT_BITS)) as u32) << (8 * channel);
         }
     }

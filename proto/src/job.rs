@@ -215,7 +215,8 @@ pub enum Precision {
     Fp32,
     /// fp32, but on GPUs the factors of convolutions are rounded to 10 bits of mantissa (validation's, too).
     Tf32,
-    /// Convolutions in bf16, by PyTorch's autocast rules; the loss in fp32.
+    /// Convolutions in bf16; the loss in fp32. On GPUs by PyTorch's autocast rules; on the CPU their factors alone are
+    /// rounded, and sums and all else are fp32.
     Bf16,
 }
 

@@ -2,7 +2,7 @@
 //! the job alone, so that it can be said before anything runs; the network itself is `musher-model`'s, whose tests
 //! hold these figures to it.
 
-use crate::job::{EncoderVariant, JobConfig, Precision};
+use crate::job::{Device, EncoderVariant, JobConfig, Precision};
 
 /// Each tensor of a state begins at a multiple of so many f32.
 const ALIGNMENT: u64 = 16;
@@ -105,9 +105,10 @@ impl NetworkSize {
         // Their log-probabilities, in full precision.
         let logits = u64::from(job.model.classes) * (side / 2).pow(2) * F32;
 
-        let value = match job.train.precision {
-            Precision::Bf16 => 2,
-            Precision::Fp32 | Precision::Tf32 => F32,
+        // On the CPU it is factors alone that are rounded, not what lies between the layers.
+        let value = match (job.train.precision, job.cluster.device) {
+            (Precision::Bf16, Device::Auto | Device::Cuda) => 2,
+            (Precision::Bf16, Device::Cpu) | (Precision::Fp32 | Precision::Tf32, _) => F32,
         };
         let Count { parameters, trainable, flat, flat_trainable, flat_channels, kept, .. } = count;
         Self {

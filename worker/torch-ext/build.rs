@@ -11,6 +11,7 @@ use std::env;
 use std::path::Path;
 
 const SOURCES: [&str; 4] = ["src/shim.cpp", "src/conv.cpp", "src/spread.cpp", "src/profile.cpp"];
+const HEADERS: [&str; 3] = ["src/guarded.h", "src/columns.h", "src/products.h"];
 
 fn main() {
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports the folder of libtorch");
@@ -18,10 +19,9 @@ fn main() {
     let include =
         env::var_os("LIBTORCH_INCLUDE").map_or(root.join("include"), |root| Path::new(&root).join("include"));
 
-    for file in SOURCES {
+    for file in SOURCES.into_iter().chain(HEADERS) {
         println!("cargo::rerun-if-changed={file}");
     }
-    println!("cargo::rerun-if-changed=src/guarded.h");
     println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
     cc::Build::new()
         .cpp(true)

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::Join;
+use torch_ext::{Factors, Join};
 
 /// Kernel, inputs, outputs, and how often the image was halved.
 const LAYERS: [(i64, i64, i64, u32); 17] = [
@@ -61,14 +61,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let x = random(&[batch, inputs, side, side]).set_requires_grad(true);
         let weight = leaf([outputs, inputs, kernel, kernel])?;
         let direct = || Ok(x.conv2d(&torch_ext::row_major(&weight)?, None::<&Tensor>, 1, kernel / 2, 1, 1));
-        let product = || torch_ext::conv_as_product(&x, &weight, None);
-        let times = least(&[&direct, &product])?;
+        let product = |factors| torch_ext::conv_as_product(&x, &weight, None, factors);
+        let times = least(&[&direct, &|| product(Factors::F32), &|| product(Factors::Bf16)])?;
         let pixels_per_channel = (batch * side * side) as f64 / inputs as f64;
         println!(
-            "{kernel}x{kernel} {inputs:4} -> {outputs:4} {side:3}: oneDNN {:7.2}  product {:7.2}  {:.2} ({pixels_per_channel:.2})",
+            "{kernel}x{kernel} {inputs:4} -> {outputs:4} {side:3}: oneDNN {:7.2}  product {:7.2}  {:.2} ({pixels_per_channel:.2})  of bf16 {:7.2}",
             times[0],
             times[1],
-            times[0] / times[1]
+            times[0] / times[1],
+            times[2],
         );
     }
     for (up, skips, outputs, halvings) in JOINS {
@@ -82,17 +83,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let x = Tensor::cat(&[&dense, &skip], 1);
             Ok(x.conv2d(&torch_ext::row_major(&weight)?, Some(&bias), 1, 1, 1, 1))
         };
-        let join = |by_product| {
+        let join = |by_product, factors| {
             let join = Join { sparse: &sparse, constant: &constant, skip: &skip };
-            torch_ext::conv_of_join(join, &weight, &bias, by_product)
+            torch_ext::conv_of_join(join, &weight, &bias, by_product, factors)
         };
-        let times = least(&[&direct, &|| join(false), &|| join(true)])?;
+        let f32 = |by_product| join(by_product, Factors::F32);
+        let times = least(&[&direct, &|| f32(false), &|| f32(true), &|| join(true, Factors::Bf16)])?;
         println!(
-            "join {up:4} + {skips:4} -> {outputs:4} {side:3}: dense {:7.2}  skip by oneDNN {:7.2}  by product {:7.2}  {:.2}",
+            "join {up:4} + {skips:4} -> {outputs:4} {side:3}: dense {:7.2}  skip by oneDNN {:7.2}  by product {:7.2}  {:.2}  of bf16 {:7.2}",
             times[0],
             times[1],
             times[2],
-            times[0] / times[1].min(times[2])
+            times[0] / times[1].min(times[2]),
+            times[3],
         );
     }
     Ok(())

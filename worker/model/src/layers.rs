@@ -1,7 +1,7 @@
 //! The network's layers: descriptions that name their tensors by id, and compute on the tensors of a [`Flat`].
 
 use tch::{Device, TchError, Tensor};
-use torch_ext::{Join, Norm};
+use torch_ext::{Factors, Join, Norm};
 
 use crate::Error;
 use crate::flat::{Flat, Running};
@@ -42,19 +42,22 @@ pub enum Normalise<'a> {
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     pub norm: Normalise<'a>,
-    /// In f32 on the CPU: convolutions may be products of matrices.
-    pub on_host: bool,
+    /// On the CPU: convolutions may be products of matrices, of such factors.
+    pub on_host: Option<Factors>,
 }
 
-/// A product of a 3x3 kernel pays up to this many pixels for each input channel: it makes nine values of each output
-/// that are then added up, where oneDNN's kernels rearrange each weight three times a step. Measured by the example
-/// `conv_routes`; level up to about 2.
+/// A product of a 3x3 kernel in f32 pays up to this many pixels for each input channel: it takes each pixel nine times,
+/// where oneDNN's kernels rearrange each weight three times a step. Measured by the example `conv_routes`; level up to
+/// about 2.
 const PIXELS_PER_CHANNEL: i64 = 1;
 
 /// Whether the part of a 3x3 kernel that is for `inputs` channels had better be a product, for images like `x`.
-fn pays_as_product(x: &Tensor, inputs: i64) -> Result<bool, TchError> {
+fn pays_as_product(x: &Tensor, inputs: i64, factors: Factors) -> Result<bool, TchError> {
     let (samples, _, height, width) = x.size4()?;
-    Ok(samples * height * width <= PIXELS_PER_CHANNEL * inputs)
+    Ok(match factors {
+        Factors::F32 => samples * height * width <= PIXELS_PER_CHANNEL * inputs,
+        Factors::Bf16 => true,
+    })
 }
 
 #[derive(Debug)]
@@ -92,13 +95,17 @@ impl Conv {
 
     pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let (weight, bias) = (flat.parameter(self.weight), self.bias.map(|bias| flat.parameter(bias)));
-        let as_product = match (self.kernel, self.stride) {
-            (1, _) => pass.on_host,
-            (3, 1) => pass.on_host && pays_as_product(x, self.inputs)?,
-            _ => false,
-        };
-        if as_product {
-            return Ok(torch_ext::conv_as_product(&every(x, self.stride)?, weight, bias)?);
+        match (pass.on_host, self.kernel, self.stride) {
+            (Some(factors), 1, stride) => {
+                return Ok(torch_ext::conv_as_product(&every(x, stride)?, weight, bias, factors)?);
+            }
+            (Some(factors), 3, 1) if pays_as_product(x, self.inputs, factors)? => {
+                return Ok(torch_ext::conv_as_product(x, weight, bias, factors)?);
+            }
+            (Some(factors @ Factors::Bf16), 3, stride) => {
+                return Ok(every(&torch_ext::conv_as_product(x, weight, bias, factors)?, stride)?);
+            }
+            _ => {}
         }
         let padding = self.kernel / 2;
         let with = |weight: &Tensor| x.f_conv2d(weight, bias, self.stride, padding, 1, 1);
@@ -109,10 +116,11 @@ impl Conv {
     }
 
     /// Of an image and a skip behind it; see [`torch_ext::conv_of_join`]. It must be 3x3, with a bias.
-    pub fn of_join(&self, flat: &Flat, join: Join) -> Result<Tensor, Error> {
-        let by_product = pays_as_product(join.skip, join.skip.size()[1])?;
+    pub fn of_join(&self, flat: &Flat, join: Join, factors: Factors) -> Result<Tensor, Error> {
+        let by_product = pays_as_product(join.skip, join.skip.size()[1], factors)?;
         let bias = self.bias.expect("the decoder's convolutions have biases");
-        Ok(torch_ext::conv_of_join(join, flat.parameter(self.weight), flat.parameter(bias), by_product)?)
+        let (weight, bias) = (flat.parameter(self.weight), flat.parameter(bias));
+        Ok(torch_ext::conv_of_join(join, weight, bias, by_product, factors)?)
     }
 }
 
@@ -148,9 +156,9 @@ impl UpConv {
     }
 
     /// The even pixels of what [`Self::forward`] makes, [N, C, H, W]; elsewhere it is [`Self::background`].
-    pub fn even_pixels(&self, flat: &Flat, x: &Tensor) -> Result<Tensor, Error> {
+    pub fn even_pixels(&self, flat: &Flat, x: &Tensor, factors: Factors) -> Result<Tensor, Error> {
         let (weight, bias) = (flat.parameter(self.weight), flat.parameter(self.bias));
-        Ok(torch_ext::conv_as_transposed_product(x, weight, Some(bias))?)
+        Ok(torch_ext::conv_as_transposed_product(x, weight, Some(bias), factors)?)
     }
 
     pub fn background<'a>(&self, flat: &'a Flat) -> &'a Tensor {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use musher_weights::WeightsFile;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::Factors;
 
 use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
 use crate::flat::Flat;
@@ -45,7 +46,7 @@ pub struct Replica {
     /// The encoder's learning rate over that of the rest.
     encoder_rate: f64,
     /// Training computes in bf16 what gains by it.
-    autocast: bool,
+    bf16: bool,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -68,7 +69,7 @@ impl Replica {
             readiness,
             loss: Loss::default(),
             encoder_rate: 1.0,
-            autocast: false,
+            bf16: false,
             adam_steps: 0,
             counters: [0; COUNTERS],
         })
@@ -93,10 +94,10 @@ impl Replica {
         self.flat.parameters.device()
     }
 
-    /// From now on training computes in bf16 what gains by it, as PyTorch's autocast does; parameters, gradients and
-    /// evaluation stay f32.
-    pub fn use_bf16(&mut self, autocast: bool) {
-        self.autocast = autocast;
+    /// From now on training computes in bf16 what gains by it; parameters, their gradients and evaluation stay f32. On a
+    /// GPU that is as PyTorch's autocast does it. On the CPU it is the convolutions' factors, and all else is f32.
+    pub fn use_bf16(&mut self, bf16: bool) {
+        self.bf16 = bf16;
     }
 
     /// All parameters, frozen ones included, without padding.
@@ -122,7 +123,7 @@ impl Replica {
         match mode {
             Mode::Train => self.train_forward(&images, Normalise::ByBatch),
             Mode::Eval => {
-                no_grad(|| self.network.forward(&self.flat, &images, self.pass(Normalise::ByLive, false)))
+                no_grad(|| self.network.forward(&self.flat, &images, self.exactly(Normalise::ByLive)))
             }
         }
     }
@@ -136,17 +137,21 @@ impl Replica {
 
     /// The logits are f32, whatever they were computed in.
     fn train_forward(&self, images: &Tensor, norm: Normalise) -> Result<Tensor, Error> {
-        let forward = || self.network.forward(&self.flat, images, self.pass(norm, self.autocast));
-        Ok(match self.autocast {
-            false => forward()?,
-            true => torch_ext::autocast_bf16(self.device(), forward)??.f_to_kind(Kind::Float)?,
-        })
+        let forward = |on_host| self.network.forward(&self.flat, images, Pass { norm, on_host });
+        match (self.device(), self.bf16) {
+            (Device::Cpu, false) => forward(Some(Factors::F32)),
+            (Device::Cpu, true) => forward(Some(Factors::Bf16)),
+            (_, false) => forward(None),
+            (device, true) => {
+                Ok(torch_ext::autocast_bf16(device, || forward(None))??.f_to_kind(Kind::Float)?)
+            }
+        }
     }
 
     /// The encoder's outputs for such images, from fine to coarse.
     pub fn encode(&self, images: &Tensor, mode: Mode) -> Result<Taps, Error> {
         let images = self.checked(images, mode)?;
-        self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, self.pass(norm, false)))
+        self.in_mode(mode, |norm| self.network.encode(&self.flat, &images, self.exactly(norm)))
     }
 
     /// Adds the gradient of `scale` times the loss summed over pixels; returns the unscaled sum, an f64 [] on the device
@@ -522,8 +527,8 @@ impl Replica {
         }
     }
 
-    fn pass<'a>(&self, norm: Normalise<'a>, autocast: bool) -> Pass<'a> {
-        Pass { norm, on_host: self.device() == Device::Cpu && !autocast }
+    fn exactly<'a>(&self, norm: Normalise<'a>) -> Pass<'a> {
+        Pass { norm, on_host: (self.device() == Device::Cpu).then_some(Factors::F32) }
     }
 
     /// The images in the device's better memory order, if they fit the model.

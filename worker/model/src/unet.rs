@@ -175,12 +175,12 @@ impl DecoderStage {
 
     fn forward(&self, flat: &Flat, x: &Tensor, skip: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let [first, second] = &self.convs;
-        let mut joined = match self.up_bn.by_batch(pass) {
+        let mut joined = match (self.up_bn.by_batch(pass), pass.on_host) {
             // Without the three in four pixels of the upsampled image that are alike.
-            Some(by_batch) if pass.on_host => {
-                let (even, background) = (self.up.even_pixels(flat, x)?, self.up.background(flat));
+            (Some(by_batch), Some(factors)) => {
+                let (even, background) = (self.up.even_pixels(flat, x, factors)?, self.up.background(flat));
                 let (sparse, constant) = self.up_bn.spread(flat, &even, background, by_batch)?;
-                first.0.of_join(flat, Join { sparse: &sparse, constant: &constant, skip })?
+                first.0.of_join(flat, Join { sparse: &sparse, constant: &constant, skip }, factors)?
             }
             _ => {
                 let up = self.up.forward(flat, x)?.f_relu_()?;

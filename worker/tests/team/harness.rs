@@ -49,7 +49,10 @@ pub fn job() -> JobConfig {
     job.model.freeze_batch_norm = true;
     job.train.global_batch = GLOBAL_BATCH as u32;
     job.train.epochs = 4;
-    job.train.learning_rate = 3e-3;
+    // Adam turns a gradient's rounding into up to rate / epsilon times as much of a step: at ten times this rate one
+    // seed in four magnifies the order of summation beyond all tolerances within twenty steps, at this one none of
+    // twelve does.
+    job.train.learning_rate = 3e-4;
     // Several, also of this small network.
     job.train.bucket_mb = 0.1;
     job

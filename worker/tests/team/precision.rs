@@ -6,7 +6,6 @@ use crate::harness::{Pets, Team, job, job_with_batch_norm};
 
 fn losses(pets: &Pets, mut job: JobConfig, precision: Precision) -> Vec<f64> {
     job.train.precision = precision;
-    job.train.learning_rate = 3e-4;
     Team::started(pets, &job, 2).train_epochs(pets, 1..3)
 }
 

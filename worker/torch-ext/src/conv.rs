@@ -7,18 +7,32 @@ use torch_sys::C_tensor;
 
 use crate::ffi::{self, Error};
 
+/// In what the factors of a product are; its sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Factors {
+    F32,
+    /// Rounded to bf16, 8 bits of mantissa, as are gradients on the way back. It pays on processors that multiply tiles
+    /// of them (AMX): there a product is several times as fast.
+    Bf16,
+}
+
 /// A convolution of stride 1 that keeps the image's size: x [N, C, H, W], weight [O, C, k, k] with k of 1 or 3, and
 /// perhaps a bias [O], to [N, O, H, W]. All f32, on the CPU.
 ///
 /// The weights lie channels-last, as rows of C for each output and tap, and so does their gradient. Nothing of them is
 /// copied or rearranged, in neither direction: the backward pass adds to the gradient that a leaf [has](crate::set_grad)
 /// where it lies. So ask for gradients by `backward`, not by name.
-pub fn conv_as_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, Error> {
+pub fn conv_as_product(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    factors: Factors,
+) -> Result<Tensor, Error> {
     let [outputs, inputs, rows, taps] = sizes(weight)?;
     if rows != taps || ![1, 3].contains(&taps) {
         return Err(Error(format!("a product takes kernels of 1 or 3 taps a side, not {:?}", weight.size())));
     }
-    product(x, weight, bias, [inputs, outputs], false)
+    product(x, weight, bias, [inputs, outputs], false, factors)
 }
 
 /// [`conv_as_product`] with a kernel that is stored as a transposed convolution's, [C, O, 1, 1], row-major.
@@ -26,11 +40,12 @@ pub fn conv_as_transposed_product(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    factors: Factors,
 ) -> Result<Tensor, Error> {
     let [inputs, outputs, 1, 1] = sizes(weight)? else {
         return Err(Error(format!("a transposed product takes kernels of one tap, not {:?}", weight.size())));
     };
-    product(x, weight, bias, [inputs, outputs], true)
+    product(x, weight, bias, [inputs, outputs], true, factors)
 }
 
 fn product(
@@ -39,6 +54,7 @@ fn product(
     bias: Option<&Tensor>,
     [inputs, outputs]: [i64; 2],
     transposed: bool,
+    factors: Factors,
 ) -> Result<Tensor, Error> {
     let [_, channels, ..] = sizes(x)?;
     if channels != inputs {
@@ -50,8 +66,10 @@ fn product(
     let mut y = ptr::null_mut();
     // SAFETY: the pointers are null or those of live tensors, borrowed for the call, of the shapes, dtype and device
     // that the shim relies on.
-    let message =
-        unsafe { ffi::torch_ext_conv_as_product(mut_ptr(x), mut_ptr(weight), bias, transposed, &mut y) };
+    let message = unsafe {
+        let bf16 = factors == Factors::Bf16;
+        ffi::torch_ext_conv_as_product(mut_ptr(x), mut_ptr(weight), bias, transposed, bf16, &mut y)
+    };
     ffi::check(message)?;
     // SAFETY: without a message the shim has made a tensor and gives it away.
     Ok(unsafe { Tensor::from_ptr(y) })
@@ -79,6 +97,7 @@ pub fn conv_of_join(
     weight: &Tensor,
     bias: &Tensor,
     skip_by_product: bool,
+    factors: Factors,
 ) -> Result<Tensor, Error> {
     let Join { sparse, constant, skip } = join;
     let [samples, channels, height, width] = sizes(sparse)?;
@@ -105,6 +124,7 @@ pub fn conv_of_join(
             mut_ptr(weight),
             mut_ptr(bias),
             skip_by_product,
+            factors == Factors::Bf16,
             &mut y,
         )
     };
@@ -160,11 +180,13 @@ mod tests {
 
     use super::*;
 
-    /// Values in -1..1 that repeat nowhere.
+    const ALL: [Factors; 2] = [Factors::F32, Factors::Bf16];
+
+    /// Values in -1..1, in steps of 1/16: bf16 holds them, and sums of some, exactly.
     fn some(size: &[i64]) -> Tensor {
         let len: i64 = size.iter().product();
-        let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.731 + size.len() as f32).sin()).collect();
-        Tensor::from_slice(&values).view(size)
+        let value = |i| (16.0 * (i as f32 * 0.731 + size.len() as f32).sin()).round() / 16.0;
+        Tensor::from_slice(&(0..len).map(value).collect::<Vec<_>>()).view(size)
     }
 
     fn leaf(tensor: Tensor) -> Tensor {
@@ -197,20 +219,40 @@ mod tests {
     #[test]
     fn a_product_is_the_convolution() {
         for (k, padding) in [(1, 0), (3, 1)] {
-            for (n, c, o, h, w) in
-                [(2, 3, 5, 4, 4), (1, 7, 2, 1, 1), (3, 2, 4, 1, 5), (2, 4, 3, 6, 2), (2, 3, 4, 7, 9)]
-            {
+            for (n, c, o, h, w) in [
+                (2, 3, 5, 4, 4),
+                (1, 7, 2, 1, 1),
+                (3, 2, 4, 1, 5),
+                (2, 4, 3, 6, 2),
+                (2, 3, 4, 7, 9),
+                (2, 3, 4, 23, 25),
+            ] {
                 let (x, weight, bias) = (leaf(some(&[n, c, h, w])), weights([o, c, k, k]), leaf(some(&[o])));
-                for bias in [None, Some(&bias)] {
-                    let leaves: Vec<_> = [&x, &weight].into_iter().chain(bias).collect();
-                    agree(
-                        &leaves,
-                        || conv_as_product(&x, &weight, bias).unwrap(),
-                        || x.conv2d(&weight, bias, 1, padding, 1, 1),
-                    );
+                for factors in ALL {
+                    for bias in [None, Some(&bias)] {
+                        let leaves: Vec<_> = [&x, &weight].into_iter().chain(bias).collect();
+                        agree(
+                            &leaves,
+                            || conv_as_product(&x, &weight, bias, factors).unwrap(),
+                            || x.conv2d(&weight, bias, 1, padding, 1, 1),
+                        );
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn factors_are_rounded_where_it_is_asked_for() {
+        let (x, weight) = (some(&[2, 3, 4, 4]) / 3.0, some(&[5, 3, 3, 3]) / 7.0);
+        let channels_last = |weight: &Tensor| weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let rounded = |x: &Tensor| x.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let product = |factors| conv_as_product(&x, &channels_last(&weight), None, factors).unwrap();
+        let conv = |x: &Tensor, weight: &Tensor| x.conv2d(weight, None::<&Tensor>, 1, 1, 1, 1);
+        let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(off(&product(Factors::Bf16), &conv(&rounded(&x), &rounded(&weight))) < 1e-6);
+        assert!(off(&product(Factors::F32), &conv(&x, &weight)) < 1e-6);
+        assert!(off(&product(Factors::Bf16), &product(Factors::F32)) > 1e-4);
     }
 
     #[test]
@@ -218,11 +260,13 @@ mod tests {
         let x = leaf(some(&[2, 4, 4, 3]).permute([0, 3, 1, 2]));
         let (kernel, bias) = (leaf(some(&[3, 6, 1, 1])), leaf(some(&[6])));
         for x in [x, leaf(some(&[3, 3, 7, 8]))] {
-            agree(
-                &[&x, &kernel, &bias],
-                || conv_as_transposed_product(&x, &kernel, Some(&bias)).unwrap(),
-                || x.conv2d(&kernel.transpose(0, 1), Some(&bias), 1, 0, 1, 1),
-            );
+            for factors in ALL {
+                agree(
+                    &[&x, &kernel, &bias],
+                    || conv_as_transposed_product(&x, &kernel, Some(&bias), factors).unwrap(),
+                    || x.conv2d(&kernel.transpose(0, 1), Some(&bias), 1, 0, 1, 1),
+                );
+            }
         }
     }
 
@@ -233,14 +277,23 @@ mod tests {
         let (constant, bias) = (some(&[3]), some(&[5]));
         let join = Join { sparse: &x, constant: &constant, skip: &skip };
         type Way<'a> = &'a dyn Fn(&Tensor) -> Tensor;
-        let cases: [(Tensor, Way); 7] = [
-            (weights([5, 3, 3, 3]), &|weight| conv_as_product(&x, weight, None).unwrap()),
-            (weights([5, 3, 1, 1]), &|weight| conv_as_product(&x, weight, None).unwrap()),
-            (weights([5, 3, 1, 1]), &|weight| conv_as_product(&wide, weight, None).unwrap()),
-            (leaf(some(&[3, 5, 1, 1])), &|weight| conv_as_transposed_product(&wide, weight, None).unwrap()),
+        let product =
+            |x: &Tensor, weight: &Tensor, factors| conv_as_product(x, weight, None, factors).unwrap();
+        let joined = |weight: &Tensor, by_product, factors| {
+            conv_of_join(join, weight, &bias, by_product, factors).unwrap()
+        };
+        let cases: [(Tensor, Way); 9] = [
+            (weights([5, 3, 3, 3]), &|weight| product(&x, weight, Factors::F32)),
+            (weights([5, 3, 3, 3]), &|weight| product(&x, weight, Factors::Bf16)),
+            (weights([5, 3, 1, 1]), &|weight| product(&x, weight, Factors::F32)),
+            (weights([5, 3, 1, 1]), &|weight| product(&wide, weight, Factors::F32)),
+            (leaf(some(&[3, 5, 1, 1])), &|weight| {
+                conv_as_transposed_product(&wide, weight, None, Factors::F32).unwrap()
+            }),
             (weights([5, 3, 3, 3]), &|weight| row_major(weight).unwrap()),
-            (weights([5, 5, 3, 3]), &|weight| conv_of_join(join, weight, &bias, true).unwrap()),
-            (weights([5, 5, 3, 3]), &|weight| conv_of_join(join, weight, &bias, false).unwrap()),
+            (weights([5, 5, 3, 3]), &|weight| joined(weight, true, Factors::F32)),
+            (weights([5, 5, 3, 3]), &|weight| joined(weight, false, Factors::F32)),
+            (weights([5, 5, 3, 3]), &|weight| joined(weight, true, Factors::Bf16)),
         ];
         for (index, (weight, compute)) in cases.iter().enumerate() {
             let y = compute(weight);
@@ -265,7 +318,7 @@ mod tests {
     #[test]
     fn the_gradient_lies_as_the_weights_do() {
         let (x, weight) = (some(&[2, 3, 4, 4]), weights([5, 3, 3, 3]));
-        conv_as_product(&x, &weight, None).unwrap().sum(Kind::Float).backward();
+        conv_as_product(&x, &weight, None, Factors::F32).unwrap().sum(Kind::Float).backward();
         assert_eq!(weight.grad().stride(), weight.stride());
     }
 
@@ -282,9 +335,13 @@ mod tests {
 
     #[test]
     fn a_join_is_the_convolution_of_what_it_stands_for() {
-        for (n, c, s, o, h, w) in
-            [(2, 3, 4, 5, 4, 4), (1, 2, 1, 3, 1, 1), (3, 4, 2, 2, 2, 5), (2, 1, 3, 2, 3, 1)]
-        {
+        for (n, c, s, o, h, w) in [
+            (2, 3, 4, 5, 4, 4),
+            (1, 2, 1, 3, 1, 1),
+            (3, 4, 2, 2, 2, 5),
+            (2, 1, 3, 2, 3, 1),
+            (2, 2, 3, 2, 12, 13),
+        ] {
             let (sparse, constant, skip) =
                 (leaf(some(&[n, c, h, w])), leaf(some(&[c])), leaf(some(&[n, s, 2 * h, 2 * w])));
             let (weight, bias) = (weights([o, c + s, 3, 3]), leaf(some(&[o])));
@@ -293,13 +350,15 @@ mod tests {
                 let spread = sparse.conv_transpose2d(&one, None::<&Tensor>, 2, 0, 1, c, 1);
                 Tensor::cat(&[&(spread + constant.view([1, c, 1, 1])), &skip], 1)
             };
+            let join = Join { sparse: &sparse, constant: &constant, skip: &skip };
             for by_product in [false, true] {
-                let join = Join { sparse: &sparse, constant: &constant, skip: &skip };
-                agree(
-                    &[&sparse, &constant, &skip, &weight, &bias],
-                    || conv_of_join(join, &weight, &bias, by_product).unwrap(),
-                    || joined().conv2d(&weight, Some(&bias), 1, 1, 1, 1),
-                );
+                for factors in ALL {
+                    agree(
+                        &[&sparse, &constant, &skip, &weight, &bias],
+                        || conv_of_join(join, &weight, &bias, by_product, factors).unwrap(),
+                        || joined().conv2d(&weight, Some(&bias), 1, 1, 1, 1),
+                    );
+                }
             }
         }
     }
@@ -314,12 +373,13 @@ mod tests {
             (weights([5, 3, 3, 3]), "must be [5], not [2]"),
             (weights([2, 3, 3, 3]).to_kind(Kind::Double), "f32"),
         ] {
-            let Error(message) = conv_as_product(&x, &weight, Some(&bias)).unwrap_err();
+            let Error(message) = conv_as_product(&x, &weight, Some(&bias), Factors::F32).unwrap_err();
             assert!(message.contains(says), "{message}");
         }
         let constant = some(&[3]);
         let join = Join { sparse: &x, constant: &constant, skip: &some(&[1, 2, 3, 4]) };
-        let Error(message) = conv_of_join(join, &weights([2, 5, 3, 3]), &bias, true).unwrap_err();
+        let Error(message) =
+            conv_of_join(join, &weights([2, 5, 3, 3]), &bias, true, Factors::F32).unwrap_err();
         assert!(message.contains("[1, 2, 3, 4]"), "{message}");
     }
 }

@@ -72,6 +72,7 @@ unsafe extern "C" {
         weight: *mut C_tensor,
         bias: *mut C_tensor,
         transposed: bool,
+        bf16: bool,
         y: *mut *mut C_tensor,
     ) -> *mut c_char;
     pub(crate) fn torch_ext_conv_of_join(
@@ -81,6 +82,7 @@ unsafe extern "C" {
         weight: *mut C_tensor,
         bias: *mut C_tensor,
         skip_by_product: bool,
+        bf16: bool,
         y: *mut *mut C_tensor,
     ) -> *mut c_char;
     pub(crate) fn torch_ext_begin_profile(cuda: bool) -> *mut c_char;

@@ -21,7 +21,7 @@ mod stream;
 
 pub use adam::{AdamStep, OnDevice, fused_adam};
 pub use autograd::{on_gradient, on_gradient_accumulated, set_grad};
-pub use conv::{Join, conv_as_product, conv_as_transposed_product, conv_of_join, row_major};
+pub use conv::{Factors, Join, conv_as_product, conv_as_transposed_product, conv_of_join, row_major};
 pub use cuda::{current_stream, open_cuda};
 pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
