@@ -91,8 +91,8 @@ fn retries(patience: Patience) -> RetryConfig {
     let backoff = BackoffConfig { init_backoff: FIRST_BACKOFF, max_backoff: MAX_BACKOFF, base: GROWTH };
     let max_retries = match patience {
         Patience::Short => 4,
-        // The time decides alone: a server that refuses connections uses up any small count in seconds.
-        Patience::Long => usize::MAX,
+        // So many that the time decides: a server that refuses connections uses up a small count in seconds.
+        Patience::Long => (time(patience).as_millis() / FIRST_BACKOFF.as_millis()) as usize,
     };
     RetryConfig { backoff, max_retries, retry_timeout: time(patience) }
 }
