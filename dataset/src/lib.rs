@@ -18,7 +18,7 @@ mod layout;
 pub use layout::{Dataset, Source, Split};
 
 mod packed;
-pub use packed::{Directory, DiskCacheOptions, PackOptions, Packing, Store, pack};
+pub use packed::{Directory, DiskCacheOptions, PackOptions, Packing, Store, pack, reach};
 
 mod raster;
 pub use raster::{Mask, Pair, Picture, Raster};

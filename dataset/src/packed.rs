@@ -43,6 +43,17 @@ pub(crate) struct Packed {
     cache: Option<DiskCache>,
 }
 
+/// Whether the object store that `root` names answers at all: soon, for somebody who waits, where reading is patient.
+/// A directory always does.
+pub fn reach(root: &Path) -> Result<(), DatasetError> {
+    #[cfg(feature = "stores")]
+    if let Some(reached) = remote::reach(root) {
+        return reached;
+    }
+    let _ = root;
+    Ok(())
+}
+
 impl Packed {
     /// `None` if the root is a directory that is not packed.
     pub fn find(root: &Path, cache: Option<&DiskCacheOptions>) -> Result<Option<Self>, DatasetError> {

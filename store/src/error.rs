@@ -22,15 +22,19 @@ pub enum StoreError {
         "\"{url}\" names no place in an object store: {reason}; write it as s3://BUCKET/PREFIX, gs:// or az://"
     )]
     Url { url: String, reason: &'static str },
+    #[error(
+        "cannot use {url}: {variable} holds no server's address; write it as https://HOST or http://HOST:PORT"
+    )]
+    Endpoint { url: String, variable: String },
     #[error("cannot {action} {url}: it cannot be reached ({cause}); check the network and {variables}")]
     Unreachable { action: &'static str, url: String, cause: String, variables: &'static str },
-    #[error("cannot {action} {url}: there is no bucket \"{bucket}\"; create it, or correct the URL")]
-    NoBucket { action: &'static str, url: String, bucket: String },
+    #[error("cannot {action} {url}: there is no {kind} \"{bucket}\"; create it, or correct the URL")]
+    NoBucket { action: &'static str, url: String, kind: &'static str, bucket: String },
     #[error(
         "cannot {action} {url}: the credentials are refused ({cause}); check {variables}, and what they allow"
     )]
     Denied { action: &'static str, url: String, cause: String, variables: &'static str },
-    #[error("cannot {action} {url}: no credentials were found ({cause}); set {variables}")]
+    #[error("cannot {action} {url}: no usable credentials were found ({cause}); set {variables}")]
     NoCredentials { action: &'static str, url: String, cause: String, variables: &'static str },
     #[error("there is no {url}")]
     Absent { url: String },
@@ -44,25 +48,37 @@ pub enum StoreError {
 pub(crate) fn tell(address: &Address, action: &'static str, key: &str, error: &Error) -> StoreError {
     let (url, cause) = (address.url_of(key), cause(error));
     match (error, status(error)) {
+        // Before its status is looked at: what such a machine answers says nothing of the store.
+        _ if action == CONNECT || asks_the_machine(error) => {
+            StoreError::NoCredentials { action, url, cause, variables: credentials(address.provider) }
+        }
         // In a bucket that is there, a list can be empty and a write makes what it needs.
         (Error::NotFound { .. }, _) if action == "read" && !says_no_bucket(error) => {
             StoreError::Absent { url }
         }
-        (Error::NotFound { .. }, _) | (_, Some(404)) => {
-            StoreError::NoBucket { action, url, bucket: address.bucket.clone() }
-        }
+        (Error::NotFound { .. }, _) | (_, Some(404)) => no_bucket(address, action, url),
+        _ if says_no_bucket(error) => no_bucket(address, action, url),
         _ if is_unmet(error) => StoreError::Condition { url },
         (_, Some(401 | 403)) => {
             StoreError::Denied { action, url, cause, variables: credentials(address.provider) }
         }
-        _ if action == CONNECT || asks_the_machine(error) => {
+        _ if lacks_credentials(error) => {
             StoreError::NoCredentials { action, url, cause, variables: credentials(address.provider) }
         }
         _ if is_unreachable(error) => {
             StoreError::Unreachable { action, url, cause, variables: endpoint(address.provider) }
         }
-        _ => StoreError::Other { action, url, cause },
+        (_, Some(_)) => StoreError::Other { action, url, cause: format!("the server answers {cause}") },
+        (_, None) => StoreError::Other { action, url, cause },
     }
+}
+
+fn no_bucket(address: &Address, action: &'static str, url: String) -> StoreError {
+    let kind = match address.provider {
+        Provider::S3 | Provider::Google => "bucket",
+        Provider::Azure => "container",
+    };
+    StoreError::NoBucket { action, url, kind, bucket: address.bucket.clone() }
 }
 
 pub(crate) fn is_absent(error: &Error) -> bool {
@@ -106,13 +122,20 @@ fn is_unreachable(error: &Error) -> bool {
 
 fn says_no_bucket(error: &Error) -> bool {
     let code = cause(error);
-    code == "NoSuchBucket" || code.contains("ContainerNotFound")
+    // The last two: one of such a name can't be.
+    ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName"]
+        .iter()
+        .any(|known| code.contains(known))
 }
 
 /// Whether credentials were looked for where only machines of a cloud have them.
 fn asks_the_machine(error: &Error) -> bool {
     let told = error.to_string();
-    told.contains("169.254.") || told.contains("metadata.google.internal") || told.contains("credential")
+    told.contains("://169.254.") || told.contains("://metadata.google.internal")
+}
+
+fn lacks_credentials(error: &Error) -> bool {
+    error.to_string().contains("credential")
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
@@ -123,7 +146,9 @@ fn credentials(provider: Provider) -> &'static str {
     match provider {
         Provider::S3 => "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
         Provider::Google => "GOOGLE_APPLICATION_CREDENTIALS",
-        Provider::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        Provider::Azure => {
+            "AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"
+        }
     }
 }
 
@@ -132,5 +157,49 @@ fn endpoint(provider: Provider) -> &'static str {
         Provider::S3 => "AWS_ENDPOINT_URL",
         Provider::Google => "GOOGLE_BASE_URL",
         Provider::Azure => "AZURE_STORAGE_ENDPOINT",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn told(url: &str, action: &'static str, said: &str) -> String {
+        let error = Error::Generic { store: "a store", source: said.into() };
+        tell(&Address::parse(url).unwrap(), action, "", &error).to_string()
+    }
+
+    /// object_store's own words, seen of a machine of no cloud, of one without a role, and of Azurite.
+    #[test]
+    fn what_a_machine_answers_that_has_no_credentials_says_nothing_of_the_store() {
+        for (address, status) in [
+            ("http://169.254.169.254/metadata/identity/oauth2/token", "400 Bad Request"),
+            ("http://metadata.google.internal/computeMetadata/v1/token", "404 Not Found"),
+            ("http://169.254.169.254/latest/meta-data/iam", "403 Forbidden"),
+        ] {
+            let said = format!(
+                "Error performing GET {address} in 1s - Server returned non-2xx status code: {status}: "
+            );
+            let told = told("gs://pets/a", "list", &said);
+            assert!(
+                told.contains("no usable credentials were found") && told.contains("set GOOGLE_"),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_container_is_named_as_its_provider_names_it() {
+        let answered = |code: &str| {
+            let status = "Server returned non-2xx status code: 400 Bad Request";
+            format!("{status}: <Error><Code>{code}</Code></Error>")
+        };
+        let told_of = |url: &str, code: &str| told(url, "list", &answered(code));
+        assert!(
+            told_of("az://No_Where/a", "InvalidResourceName").contains("there is no container \"No_Where\"")
+        );
+        assert!(told_of("s3://No_Where/a", "InvalidBucketName").contains("there is no bucket \"No_Where\""));
+        assert_eq!(told_of("az://pets/a", "Odd"), "cannot list az://pets/a: the server answers Odd");
     }
 }

@@ -262,6 +262,8 @@ async fn put_if(
         match absent_is_none(get(inner, path).await) {
             Ok(Some((found, version))) if found == bytes => return Ok(version),
             Ok(Some(_)) if error::is_unmet(&error) => return Err(error.into()),
+            // It has been out of reach for as long as a request is tried again.
+            Err(_) => return Err(error.into()),
             // A create that is said to collide with nothing met another that is still on its way.
             Ok(None) if error::is_unmet(&error) && mode != PutMode::Create => return Err(error.into()),
             _ if attempt == ATTEMPTS => return Err(error.into()),

@@ -43,6 +43,7 @@ if [ -n "$python" ]; then
   check "metrics, health and reflection by foreign clients" "$python" tools/extra/clients.py "$binaries"
 fi
 
+check "stores of others" "${python:-python3}" tools/extra/stores.py "$binaries"
 check "the Slurm script" tools/extra/slurm.sh "$binaries"
 if [ "$(id -u)" -eq 0 ] && command -v debootstrap >/dev/null; then
   check "images in bare roots" tools/extra/images.sh "$binaries" "$(dirname "${python:-/none}")/hadolint"

@@ -396,7 +396,7 @@ impl Shell {
             let device = match device {
                 Ok(device) => device,
                 Err(reason) => {
-                    let _ = inputs.blocking_send(Input::NotPrepared { reason });
+                    let _ = inputs.blocking_send(Input::NotPrepared { reason, may_pass: false });
                     return;
                 }
             };
@@ -404,7 +404,9 @@ impl Shell {
             let (dataset, listener) = match source.and_then(|source| open(&source, ring_address)) {
                 Ok(opened) => opened,
                 Err(error) => {
-                    let _ = inputs.blocking_send(Input::NotPrepared { reason: format!("{error:#}") });
+                    let may_pass = matches!(error.downcast_ref(), Some(DatasetError::Store { .. }));
+                    let reason = format!("{error:#}");
+                    let _ = inputs.blocking_send(Input::NotPrepared { reason, may_pass });
                     return;
                 }
             };

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use musher_dataset::{
-    PackOptions, Source, check, pack,
+    PackOptions, Source, check, pack, reach,
     synth::{self, SynthOptions},
 };
 use musher_proto::job;
@@ -125,6 +125,7 @@ impl Fetch {
 impl Check {
     fn run(self) -> Result<Exit, Failure> {
         let source = self.data.source();
+        reach(&source.root).map_err(usage)?;
         let report = check::check(&source).map_err(usage)?;
         println!("{report}");
         Ok(if report.errors() == 0 { Exit::Finished } else { Exit::Failed })
@@ -134,7 +135,9 @@ impl Check {
 impl Pack {
     fn run(self) -> Result<Exit, Failure> {
         let options = PackOptions { shard_bytes: self.shard_mb << 20 };
-        let packing = pack(&self.data.source(), &self.out, options).map_err(usage)?;
+        let source = self.data.source();
+        reach(&source.root).map_err(usage)?;
+        let packing = pack(&source, &self.out, options).map_err(usage)?;
         println!(
             "packed {} samples into {} shards of {} in {}\ndigest {}, the same as unpacked",
             packing.samples,

@@ -3,7 +3,7 @@
 use std::{fs, future::Future, io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, anyhow};
-use musher_dataset::{Dataset, DatasetError, HeldOut, Source};
+use musher_dataset::{Dataset, DatasetError, HeldOut, Source, reach};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
 use tokio::{
@@ -55,6 +55,7 @@ pub(super) fn print_dry(job: &JobConfig, world: u32) {
 pub(super) fn open_data(job: &JobConfig) -> Result<Dataset, DatasetError> {
     let data = &job.data;
     let held_out = HeldOut { fraction: data.val_fraction, seed: job.seed };
+    reach(&data.root_path())?;
     Dataset::open(&Source {
         root: data.root_path(),
         train_split: data.train_split.clone(),

@@ -71,7 +71,7 @@ struct Out {
 impl Out {
     fn open(root: &Path) -> Result<Self, DatasetError> {
         #[cfg(feature = "stores")]
-        if let Some(remote) = super::remote::open(root) {
+        if let Some(remote) = super::remote::open_to_write(root) {
             return Ok(Self { root: root.into(), target: Box::new(remote?) });
         }
         Ok(Self { root: root.into(), target: Box::new(NewDirectory(root.into())) })

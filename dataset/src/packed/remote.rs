@@ -7,15 +7,34 @@ use std::path::Path;
 
 use musher_store::{Patience, StoreError, Upload, environment, is_url};
 
+use super::index::INDEX_FILE;
 use super::target::{Output, Target};
 use super::{DatasetError, Store};
 
 /// The place in an object store that a root names, with credentials from the environment; `None` if the root is no
 /// such URL.
 pub(super) fn open(root: &Path) -> Option<Result<Remote, DatasetError>> {
+    Some(open_with(root, Patience::Long)?.map(Remote).map_err(told))
+}
+
+/// As [`super::reach`]. It asks for no other right than reading does.
+pub(super) fn reach(root: &Path) -> Option<Result<(), DatasetError>> {
+    let read = open_with(root, Patience::Short)?.and_then(|store| store.get_range(INDEX_FILE, 0..1));
+    Some(match read {
+        Ok(_) | Err(StoreError::Absent { .. }) => Ok(()),
+        Err(error) => Err(told(error)),
+    })
+}
+
+/// For what is to be written: looks first, and soon, whether the bucket is there.
+pub(super) fn open_to_write(root: &Path) -> Option<Result<Remote, DatasetError>> {
+    let looked = open_with(root, Patience::Short)?.and_then(|store| store.check()).map_err(told);
+    looked.map_or_else(|error| Some(Err(error)), |()| open(root))
+}
+
+fn open_with(root: &Path, patience: Patience) -> Option<Result<musher_store::Store, StoreError>> {
     let url = root.to_str().filter(|root| is_url(root))?;
-    let opened = musher_store::Store::open(url, &environment(), Patience::Long);
-    Some(opened.map(Remote).map_err(told))
+    Some(musher_store::Store::open(url, &environment(), patience))
 }
 
 pub(super) struct Remote(musher_store::Store);

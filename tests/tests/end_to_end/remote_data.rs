@@ -148,7 +148,8 @@ fn what_is_wrong_with_it_is_said_in_a_sentence() {
     );
 }
 
-/// Its credentials have run out, say: another's may be good.
+/// Its credentials have run out, say: another's may be good, and its own again after a while. So it goes on when it is
+/// refused at its next start too.
 #[test]
 fn a_worker_that_the_store_refuses_leaves_alone_and_is_started_again() {
     let server = S3Server::start();
@@ -158,13 +159,20 @@ fn a_worker_that_the_store_refuses_leaves_alone_and_is_started_again() {
     let job = Job::tiny(&data).set("data.root", format!("{URL:?}")).set("data.cache_mb", 0).endless();
     let mut run = scene.launch(&job, "refused", 2, &[]);
     run.wait_for_nth("checkpoint_committed", 1);
-    let (target, effect) = ("trainval-000000.tar".into(), Effect::Status(403));
-    server.order(Fault { method: "GET", target, effect });
+    for target in ["trainval-000000.tar", "index.json"] {
+        server.order(Fault { method: "GET", target: target.into(), effect: Effect::Status(403) });
+    }
     let left = run.wait_for_nth("worker_left", 1);
     let reason = left.text("reason");
     assert_eq!(left.text("cause"), "failed");
     assert!(
         reason.contains(&format!("cannot read {URL}/trainval-000000.tar: the credentials are refused")),
+        "{reason}"
+    );
+    let left = run.wait_for_nth("worker_left", 2);
+    let reason = left.text("reason");
+    assert!(
+        reason.contains(&format!("cannot read {URL}/index.json: the credentials are refused")),
         "{reason}"
     );
     let told = run.events().iter().position(|event| *event == left).map_or(0, |at| at + 1);

@@ -35,6 +35,8 @@ pub enum Input {
     },
     NotPrepared {
         reason: String,
+        /// Another start may end otherwise: what it lacked may be back, such as an object store.
+        may_pass: bool,
     },
     DataWarned(DataWarning),
     /// From the training thread, about a generation.
@@ -212,10 +214,13 @@ impl Session {
                 self.phase = Phase::Idle { held: None };
                 self.join(None, None)
             }
-            Input::NotPrepared { reason } => {
+            Input::NotPrepared { reason, may_pass } => {
                 let failed = FromWorker::Failed(Failed { reason: reason.clone(), any_worker: false });
                 let mut outputs = self.say(Generation(0), failed);
-                outputs.extend(self.leave(Exit::Failed { reason }));
+                outputs.extend(self.leave(match may_pass {
+                    true => Exit::Broken { reason },
+                    false => Exit::Failed { reason },
+                }));
                 outputs
             }
             Input::DataWarned(warning) => self.say(Generation(0), FromWorker::DataWarning(warning)),
@@ -562,6 +567,21 @@ mod tests {
         let reason = String::from("that is a web server");
         let outputs = session.handle(Input::NoCoordinator { reason: reason.clone() });
         assert_eq!(outputs.last(), Some(&Output::Exit(Exit::Failed { reason })));
+    }
+
+    /// Its launcher goes by the difference.
+    #[test]
+    fn what_kept_it_from_preparing_may_have_passed_at_its_next_start() {
+        for may_pass in [true, false] {
+            let (mut session, _) = Session::start(identity());
+            session.handle(received(3, 0, welcome()));
+            let reason = String::from("the store can't be reached");
+            let outputs = session.handle(Input::NotPrepared { reason: reason.clone(), may_pass });
+            let told = |output: &Output| matches!(output, Output::Send(_));
+            assert!(outputs.iter().any(told), "the coordinator hears why: {outputs:?}");
+            let exit = if may_pass { Exit::Broken { reason } } else { Exit::Failed { reason } };
+            assert_eq!(outputs.last(), Some(&Output::Exit(exit)));
+        }
     }
 
     fn lost() -> Input {

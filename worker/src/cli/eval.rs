@@ -4,7 +4,7 @@ use std::{fmt::Write, fs, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use musher_dataset::{CLASS_NAMES, Dataset, ImageCache, Source, Warnings};
+use musher_dataset::{CLASS_NAMES, Dataset, ImageCache, Source, Warnings, reach};
 use musher_proto::{
     job,
     scores::{self, Scores},
@@ -51,6 +51,7 @@ impl Eval {
         tch::set_num_threads(threads as i32);
         let trained = Trained::open(&self.weights, device).map_err(usage)?;
         let source = self.source(&trained).map_err(usage)?;
+        reach(&source.root).map_err(usage)?;
         let dataset = Arc::new(Dataset::open(&source).map_err(usage)?);
         let of_the_run =
             trained.metadata.get("dataset_digest").is_some_and(|digest| digest == dataset.digest());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use musher_dataset::{Dataset, ImageCache, Warnings};
+use musher_dataset::{Dataset, ImageCache, Warnings, reach};
 use musher_proto::{ids::Epoch, job};
 use serde_json::json;
 
@@ -52,6 +52,7 @@ impl Pretrain {
         job.model.freeze_encoder = false;
         let device = find(self.device)?;
         let source = job_data::source(&job, None).map_err(usage)?;
+        reach(&source.root).map_err(usage)?;
         let data = TrainingData {
             dataset: Arc::new(Dataset::open(&source).map_err(usage)?),
             cache: Arc::new(ImageCache::new(job::mebibytes(job.data.cache_mb))),
