@@ -33,10 +33,10 @@ def numbers(pattern, text):
 
 # Each part returns rows: what, beside what, the unit, the other's figure, Musher's. A ratio is Musher's over the other's.
 
-def whole_job(a, size, batch, steps, peer_args=""):
-    b = SimpleNamespace(**vars(a), workers=2, width=1.0, bf16=False, peer_args=peer_args)
+def whole_job(a, size, batch, steps, bf16=False):
+    b = SimpleNamespace(**vars(a), workers=2, width=1.0, bf16=bf16, peer_args="")
     beside, own = bench_throughput.peer(b, size, batch, steps), bench_throughput.musher(b, size, batch, steps)
-    return [(f"whole job, {size} pixels, 2 workers", "PyTorch DDP", "images/s", beside, own)]
+    return [(f"whole job, {size} pixels, {'bf16' if bf16 else 'fp32'}, 2 workers", "PyTorch DDP", "images/s", beside, own)]
 
 
 def data(a, size):
@@ -104,6 +104,7 @@ def crowd(a):
 
 PARTS = {  # name: (needs PyTorch, what runs)
     "job64": (True, lambda a: whole_job(a, 64, 8, 10)),
+    "job64_bf16": (True, lambda a: whole_job(a, 64, 8, 10, bf16=True)),
     "data64": (True, lambda a: data(a, 64)),
     "fault_tolerance": (False, fault_tolerance),
     "checkpoint": (False, checkpoint),
@@ -112,6 +113,7 @@ PARTS = {  # name: (needs PyTorch, what runs)
     "recovery": (True, recovery),
     "data224": (True, lambda a: data(a, 224)),
     "job224": (True, lambda a: whole_job(a, 224, 4, 4)),
+    "job224_bf16": (True, lambda a: whole_job(a, 224, 4, 4, bf16=True)),
 }
 
 
