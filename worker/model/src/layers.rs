@@ -95,17 +95,13 @@ impl Conv {
 
     pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
         let (weight, bias) = (flat.parameter(self.weight), self.bias.map(|bias| flat.parameter(bias)));
-        match (pass.on_host, self.kernel, self.stride) {
-            (Some(factors), 1, stride) => {
-                return Ok(torch_ext::conv_as_product(&every(x, stride)?, weight, bias, factors)?);
+        if let Some(factors) = pass.on_host {
+            let product = |x: &Tensor| torch_ext::conv_as_product(x, weight, bias, factors);
+            match self.kernel {
+                1 => return Ok(product(&every(x, self.stride)?)?),
+                3 if self.pays_as_product(x, factors)? => return Ok(every(&product(x)?, self.stride)?),
+                _ => {}
             }
-            (Some(factors), 3, 1) if pays_as_product(x, self.inputs, factors)? => {
-                return Ok(torch_ext::conv_as_product(x, weight, bias, factors)?);
-            }
-            (Some(factors @ Factors::Bf16), 3, stride) => {
-                return Ok(every(&torch_ext::conv_as_product(x, weight, bias, factors)?, stride)?);
-            }
-            _ => {}
         }
         let padding = self.kernel / 2;
         let with = |weight: &Tensor| x.f_conv2d(weight, bias, self.stride, padding, 1, 1);
@@ -113,6 +109,11 @@ impl Conv {
             Device::Cpu => with(&torch_ext::row_major(weight)?)?,
             _ => with(weight)?,
         })
+    }
+
+    /// A stride leaves three in four of a product's pixels out, which pays in bf16 alone.
+    fn pays_as_product(&self, x: &Tensor, factors: Factors) -> Result<bool, TchError> {
+        Ok((self.stride == 1 || factors == Factors::Bf16) && pays_as_product(x, self.inputs, factors)?)
     }
 
     /// Of an image and a skip behind it; see [`torch_ext::conv_of_join`]. It must be 3x3, with a bias.

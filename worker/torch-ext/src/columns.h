@@ -38,12 +38,18 @@ inline Span span(int64_t tap, int64_t taps, int64_t count, int64_t spread) {
   return {first, last, spread * first + shift};
 }
 
-// Calls visit(input, pixel, how many, the pixels' stride) for each run of inputs whose tap falls inside.
-template <typename Visit> void runs(const Geometry &g, int64_t tap, Visit visit) {
+// Rows first..last of an input.
+struct Band {
+  int64_t first, last;
+};
+
+// Calls visit(input, counted from the band's first, pixel, how many, the pixels' stride) for each run of the band's inputs
+// whose tap falls inside.
+template <typename Visit> void runs(const Geometry &g, const Band &band, int64_t tap, Visit visit) {
   auto down = span(tap / g.taps, g.taps, g.height, g.spread), across = span(tap % g.taps, g.taps, g.width, g.spread);
-  for (int64_t i = down.first; i < down.last; ++i) {
-    int64_t row = down.pixel + g.spread * (i - down.first);
-    visit(i * g.width + across.first, row * g.cols() + across.pixel, across.last - across.first, g.spread);
+  for (int64_t i = std::max(down.first, band.first); i < std::min(down.last, band.last); ++i) {
+    int64_t row = down.pixel + g.spread * (i - down.first), input = (i - band.first) * g.width;
+    visit(input + across.first, row * g.cols() + across.pixel, across.last - across.first, g.spread);
   }
 }
 
@@ -101,9 +107,10 @@ enum class Rows {
   Read,
 };
 
-// The image's pixels [samples, channels, rows, cols] by tap, as [channels * taps^2, samples * pixels]; zero outside.
-template <Rows ORDER> at::Tensor gather(const Geometry &g, const at::Tensor &image, int64_t extra = 0) {
-  int64_t taps = g.taps * g.taps, stride = g.samples * g.pixels() + extra;
+// The image's pixels [samples, channels, rows, cols] by tap, as [channels * taps^2, samples * pixels of the band], and
+// more columns if asked, which are not set; zero outside.
+template <Rows ORDER> at::Tensor gather(const Geometry &g, const Band &band, const at::Tensor &image, int64_t extra) {
+  int64_t taps = g.taps * g.taps, pixels = (band.last - band.first) * g.width, stride = g.samples * pixels + extra;
   auto columns = at::empty({g.channels * taps, stride}, image.options());
   with_type(image, [&](auto type) {
     using Value = decltype(type);
@@ -116,9 +123,9 @@ template <Rows ORDER> at::Tensor gather(const Geometry &g, const at::Tensor &ima
           Value *row = to + (ORDER == Rows::Reached ? c * taps + tap : (taps - 1 - tap) * g.channels + c) * stride;
           for (int64_t n = 0; n < g.samples; ++n) {
             const Value *plane = from + (n * g.channels + c) * g.area();
-            Value *inputs = row + n * g.pixels();
-            std::fill_n(inputs, g.pixels(), Value(0));
-            runs(g, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
+            Value *inputs = row + n * pixels;
+            std::fill_n(inputs, pixels, Value(0));
+            runs(g, band, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
               for (int64_t j = 0; j < count; ++j) inputs[input + j] = plane[pixel + step * j];
             });
           }
@@ -193,7 +200,7 @@ inline void scatter(const Geometry &g, const at::Tensor &products, const at::Ten
         for (int64_t p = 0; p < g.area(); ++p) plane[p] += background[p];
         for (int64_t tap = 0; tap < taps; ++tap) {
           const float *inputs = rows + tap * stride + n * g.pixels();
-          runs(g, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
+          runs(g, {0, g.height}, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
             for (int64_t j = 0; j < count; ++j) plane[pixel + step * j] += inputs[input + j];
           });
         }

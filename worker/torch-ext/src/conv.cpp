@@ -44,9 +44,22 @@ private:
 // narrow that taking the weights up anew for each sample costs more.
 bool by_sample(const Geometry &g) { return g.samples == 1 || g.pixels() >= (g.taps == 1 ? 48 : 512); }
 
-Geometry with_samples(Geometry g, const Tensor &part) {
-  g.samples = part.size(0);
-  return g;
+// What is multiplied at once of an image: bands whose pixels, taken once for each tap, stay in a core's cache, but so high
+// that going through `weights` values of a gradient once for each band costs little beside the product.
+std::vector<Band> bands(const Geometry &g, int64_t weights) {
+  if (g.taps == 1) return {{0, g.height}};
+  constexpr int64_t CACHED = 1 << 19, PAYS = 4;
+  int64_t taken = g.channels * g.taps * g.taps;
+  int64_t pixels = std::max(CACHED / taken, PAYS * weights / taken), rows = std::max<int64_t>(1, pixels / g.width);
+  std::vector<Band> bands;
+  for (int64_t first = 0; first < g.height; first += rows) bands.push_back({first, std::min(first + rows, g.height)});
+  return bands;
+}
+
+// The columns of one of the images that lie side by side in memory, [channels, pixels], that are of a band.
+Tensor within(const Geometry &g, const Band &band, const Tensor &images, int64_t sample) {
+  auto columns = images[sample].view({images.size(1), g.pixels()});
+  return columns.narrow(1, band.first * g.width, (band.last - band.first) * g.width);
 }
 
 // A layer's weights [O, C, k, k] that lie channels-last as the two matrices that they are in memory; or of one tap,
@@ -77,19 +90,21 @@ struct Weights {
 Tensor convolve(const Tensor &x, const Weights &weights, const std::optional<Tensor> &bias) {
   auto g = weights.over(x, weights.inputs());
   auto matrix = weights.by_output();
-  auto read = [&](const Tensor &part) {
-    return g.taps == 1 ? to_columns(part, 0) : gather<Rows::Read>(with_samples(g, part), part);
-  };
   auto options = x.options().dtype(at::kFloat);
   if (!by_sample(g)) {
     auto columns = at::empty({weights.outputs(), g.samples * g.pixels()}, options);
-    multiply(columns, matrix, read(x), false);
+    multiply(columns, matrix, g.taps == 1 ? to_columns(x, 0) : gather<Rows::Read>(g, {0, g.height}, x, 0), false);
     return from_columns(columns, bias, g.samples, g.height, g.width);
   }
   auto y = at::empty({g.samples, weights.outputs(), g.height, g.width}, options);
   if (bias) y.copy_(bias->view({1, -1, 1, 1}).expand_as(y));
+  auto one = g;
+  one.samples = 1;
   for (int64_t n = 0; n < g.samples; ++n) {
-    multiply(y[n].view({weights.outputs(), g.pixels()}), matrix, read(x.narrow(0, n, 1)), bias.has_value());
+    for (auto &band : bands(g, 0)) {
+      auto columns = g.taps == 1 ? within(g, band, x, n) : gather<Rows::Read>(one, band, x[n], 0);
+      multiply(within(g, band, y, n), matrix, columns, bias.has_value());
+    }
   }
   return y;
 }
@@ -100,26 +115,24 @@ Tensor convolve_backward(const Tensor &grad, const Tensor &x, const Weights &wei
                          bool of_x) {
   auto g = weights.over(grad, weights.outputs());
   auto matrix = weights.by_output_and_tap().t();
-  auto reached = [&](const Tensor &part) {
-    return g.taps == 1 ? to_columns(part, 0) : gather<Rows::Reached>(with_samples(g, part), part);
-  };
-  auto add = [&](const Tensor &columns, const Tensor &x) {
-    if (of_weights) multiply(of_weights->by_output_and_tap(), columns, to_columns(x, 0).t(), true);
-  };
   auto options = grad.options().dtype(at::kFloat);
   if (!by_sample(g)) {
-    auto columns = reached(grad);
-    add(columns, x);
+    auto columns = g.taps == 1 ? to_columns(grad, 0) : gather<Rows::Reached>(g, {0, g.height}, grad, 0);
+    if (of_weights) multiply(of_weights->by_output_and_tap(), columns, to_columns(x, 0).t(), true);
     if (!of_x) return Tensor();
     auto y = at::empty({weights.inputs(), g.samples * g.pixels()}, options);
     multiply(y, matrix, columns, false);
     return from_columns(y, std::nullopt, g.samples, g.height, g.width);
   }
   auto y = of_x ? at::empty({g.samples, weights.inputs(), g.height, g.width}, options) : Tensor();
+  auto one = g;
+  one.samples = 1;
   for (int64_t n = 0; n < g.samples; ++n) {
-    auto columns = reached(grad.narrow(0, n, 1));
-    add(columns, x.narrow(0, n, 1));
-    if (of_x) multiply(y[n].view({weights.inputs(), g.pixels()}), matrix, columns, false);
+    for (auto &band : bands(g, weights.weight.numel())) {
+      auto columns = g.taps == 1 ? within(g, band, grad, n) : gather<Rows::Reached>(one, band, grad[n], 0);
+      if (of_weights) multiply(of_weights->by_output_and_tap(), columns, within(g, band, x, n).t(), true);
+      if (of_x) multiply(within(g, band, y, n), matrix, columns, false);
+    }
   }
   return y;
 }
@@ -187,7 +200,7 @@ struct Join final : torch::autograd::Function<Join> {
     auto of_up = delivery.target.narrow(1, 0, inputs), of_skip = delivery.target.narrow(1, inputs, skips);
     auto factor_up = factor.narrow(1, 0, inputs), factor_skip = factor.narrow(1, inputs, skips);
 
-    auto reached = gather<Rows::Reached>(g, grad, 1);
+    auto reached = gather<Rows::Reached>(g, {0, g.height}, grad, 1);
     gather_constant(g, grad, reached);
     multiply(Weights{of_up, false}.by_output_and_tap(), reached, columns.t(), true);
     auto of_columns = at::empty(columns.sizes(), plain.options());

@@ -226,6 +226,9 @@ mod tests {
                 (2, 4, 3, 6, 2),
                 (2, 3, 4, 7, 9),
                 (2, 3, 4, 23, 25),
+                // So many channels that the image goes band by band, forward and back.
+                (2, 260, 2, 23, 25),
+                (2, 2, 260, 23, 25),
             ] {
                 let (x, weight, bias) = (leaf(some(&[n, c, h, w])), weights([o, c, k, k]), leaf(some(&[o])));
                 for factors in ALL {
