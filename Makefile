@@ -61,9 +61,9 @@ compare: build $(if $(filter data/synth,$(DATA)),data/synth)
 PEER ?=
 PYTHON ?=
 
-bench: build
-	cargo build --release --locked -p musher-worker -p musher-dataset --examples
-	cargo build --release --locked -p musher-tests --bin crowd
+# All with one set of features, that of the tests.
+bench: setup
+	cargo build --release --locked --workspace --bins --examples
 	tools/bench.py --data $(DATA) $(and $(PEER),$(PYTHON),--peer $(PEER) --python $(PYTHON)) $(ARGS)
 
 soak:

@@ -147,7 +147,7 @@ def main():
             try:
                 for what, beside, unit, theirs, ours in PARTS[name][1](a):
                     rows.setdefault((what, beside, unit), []).append((theirs, ours))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 print(f"{name} failed: {error}", file=sys.stderr)
                 parts = [part for part in parts if part != name]
             took[name] = time.monotonic() - started

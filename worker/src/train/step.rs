@@ -324,7 +324,7 @@ impl Trainer {
         let own_part = flight.outcome.own_part_seen().unwrap_or(flight.began);
         let compute = own_part.saturating_duration_since(flight.began).saturating_sub(flight.waited);
         self.board.stepped(position, loss, batch, compute + flight.update);
-        debug!(step = position.applied.0, "step applied");
+        debug!(generation = self.lineage.0, step = position.applied.0, "step applied");
         after_step(loss);
         match (self.bad_streak, stop) {
             (BAD_STREAK_LIMIT.., _) => Err(TrainError::NotFinite(self.bad_streak)),
