@@ -12,9 +12,9 @@ import argparse, json, os, pathlib, shutil, subprocess, sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def peer_command(python, script, **options):
-    """How the recipe is trained in PyTorch, in one process."""
-    words = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1, script]
+def peer_command(python, script, processes=1, **options):
+    """How the recipe is trained in PyTorch."""
+    words = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script]
     for key, value in options.items():
         words += ["--" + key.replace("_", "-"), value]
     return [str(word) for word in words]

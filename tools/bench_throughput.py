@@ -11,12 +11,13 @@ Prints a Markdown table with medians and the ratio of each pair of runs.
 """
 import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile
 
+from bench_curves import peer_command
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def peer(a, size, batch, steps):
-    command = [a.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(a.workers), a.peer, "--data", a.data,
-               "--steps", str(steps), "--image-size", str(size), "--batch", str(batch), "--width", str(a.width), "--threads", "1"]
+    command = peer_command(a.python, a.peer, a.workers, data=a.data, steps=steps, image_size=size, batch=batch, width=a.width, threads=1)
     command += ["--amp"] * a.bf16
     out = subprocess.run(command + a.peer_args.split(), capture_output=True, text=True, check=True).stdout
     return json.loads([line for line in out.splitlines() if line.startswith("{")][-1])["images_per_s"]

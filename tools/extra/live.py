@@ -1,4 +1,4 @@
-"""A small live run to look at, for the scripts beside this one."""
+"""A small live run to look at, and how runs are looked at, for the scripts beside this one."""
 
 import contextlib
 import json
@@ -32,15 +32,19 @@ def waited(what, look, patience_s=60):
     raise SystemExit(f"no {what} within {patience_s} s")
 
 
+def events_in(file, name=None):
+    """The whole lines of an `events.jsonl`, which need not be there yet."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in events if name in (None, event["event"])]
+
+
 class Run:
     def __init__(self, place, process):
         self.place, self.process = place, process
 
     def events(self, name=None):
-        file = self.place / "runs/demo/events.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        events = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [event for event in events if name in (None, event["event"])]
+        return events_in(self.place / "runs/demo/events.jsonl", name)
 
     def wait_for(self, name, times=1):
         waited(f"{name} x {times}", lambda: len(self.events(name)) >= times)

@@ -20,6 +20,8 @@ import urllib.request
 
 import yaml
 
+from live import events_in
+
 BINARIES = pathlib.Path(sys.argv[1]).resolve()
 NET = "10.79.43"
 BRIDGE = f"mp{os.getpid() % 100000}"
@@ -254,9 +256,7 @@ class Cluster:
         return "Count"
 
     def events(self):
-        file = self.place / "claim-pods-run/run/events.jsonl"
-        text = file.read_text() if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return events_in(self.place / "claim-pods-run/run/events.jsonl")
 
     def until(self, what, holds):
         deadline = time.monotonic() + PATIENCE_S

@@ -26,6 +26,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from live import events_in, waited
+
 BINARIES = pathlib.Path(sys.argv[1]).resolve()
 INSTALLED = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else ".extra/stores").resolve()
 PATIENCE_S = int(os.environ.get("PATIENCE_S", 120))
@@ -58,15 +60,6 @@ def skipped(what):
     print(f"SKIPPED: {what}", flush=True)
 
 
-def until(what, look, patience_s=PATIENCE_S):
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.05)
-    raise SystemExit(f"no {what} within {patience_s} s")
-
-
 def installed(command, sign, what):
     """Whether `sign` is there, perhaps after `command`."""
     if not sign.exists():
@@ -92,7 +85,7 @@ class Emulator:
     def start(self):
         log = open(self.place / "log", "a")
         self.process = subprocess.Popen(self.command(), cwd=self.place, stdout=log, stderr=log)
-        until(f"answer of {self.process.args[0]}", self.answers)
+        waited(f"answer of {self.process.args[0]}", self.answers, PATIENCE_S)
 
     def answers(self):
         assert self.process.poll() is None, (self.place / "log").read_text()
@@ -202,10 +195,7 @@ class Run:
         scene.runs.append(self)
 
     def events(self, name=None):
-        file = self.dir / "events.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        events = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [event for event in events if name in (None, event["event"])]
+        return events_in(self.dir / "events.jsonl", name)
 
     def wait_for(self, name, meets=lambda event: True, past=0, patience_s=PATIENCE_S):
         def look():
@@ -215,7 +205,7 @@ class Run:
                 raise SystemExit(f"no {name}, and the run is over:\n{self.told()}")
             return found
 
-        return until(f"{name} in {self.log}", look, patience_s)
+        return waited(f"{name} in {self.log}", look, patience_s)
 
     def told(self):
         return "\n".join(self.log.read_text().splitlines()[-12:])

@@ -44,7 +44,7 @@ pub(crate) fn norm(flat: &Tensor) -> Result<Tensor, Error> {
 /// f64 []: 1.0 if all elements are finite, else 0.0.
 fn finite(flat: &Tensor) -> Result<Tensor, Error> {
     match flat.device() {
-        Device::Cpu => Ok(Tensor::from(f64::from(u8::from(torch_ext::with_f32(flat, all_finite)?)))),
+        Device::Cpu => Ok(Tensor::from(f64::from(torch_ext::with_f32(flat, all_finite)?))),
         _ => device_finite(flat),
     }
 }

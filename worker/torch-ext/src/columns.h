@@ -12,6 +12,11 @@
 
 namespace {
 
+// Rows first..last of an input.
+struct Band {
+  int64_t first, last;
+};
+
 // A square kernel of 1 or 3 taps a side, centred, over an input of `height` x `width`; its output is an image of
 // `channels`.
 //
@@ -24,6 +29,7 @@ struct Geometry {
   int64_t cols() const { return width * spread; }
   int64_t area() const { return rows() * cols(); }
   int64_t pixels() const { return height * width; }
+  Band whole() const { return {0, height}; }
 };
 
 // The inputs i of 0..count whose tap falls on a pixel of 0..count * spread, and the first one's pixel.
@@ -38,11 +44,6 @@ inline Span span(int64_t tap, int64_t taps, int64_t count, int64_t spread) {
   return {first, last, spread * first + shift};
 }
 
-// Rows first..last of an input.
-struct Band {
-  int64_t first, last;
-};
-
 // Calls visit(input, counted from the band's first, pixel, how many, the pixels' stride) for each run of the band's inputs
 // whose tap falls inside.
 template <typename Visit> void runs(const Geometry &g, const Band &band, int64_t tap, Visit visit) {
@@ -53,10 +54,18 @@ template <typename Visit> void runs(const Geometry &g, const Band &band, int64_t
   }
 }
 
-// Calls body(a value of the tensor's type).
-template <typename Body> void with_type(const at::Tensor &x, Body body) {
-  if (x.scalar_type() == at::kBFloat16) body(at::BFloat16());
-  else body(float());
+// Calls body(x's values, y's values, channel) for each of so many channels, in parallel; both are of x's type.
+template <typename Body> void each_channel(int64_t channels, const at::Tensor &x, at::Tensor &y, Body body) {
+  auto over = [&](auto type) {
+    using Value = decltype(type);
+    const Value *from = x.const_data_ptr<Value>();
+    Value *to = y.mutable_data_ptr<Value>();
+    at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) body(from, to, c);
+    });
+  };
+  if (x.scalar_type() == at::kBFloat16) over(at::BFloat16());
+  else over(float());
 }
 
 // [samples, channels, h, w] to [channels, samples * h * w], and, if asked, more columns, which are not set.
@@ -64,16 +73,9 @@ inline at::Tensor to_columns(const at::Tensor &x, int64_t extra) {
   int64_t samples = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
   if (samples == 1 && extra == 0) return x.view({channels, pixels});
   auto columns = at::empty({channels, samples * pixels + extra}, x.options());
-  with_type(x, [&](auto type) {
-    using Value = decltype(type);
-    const Value *from = x.const_data_ptr<Value>();
-    Value *to = columns.mutable_data_ptr<Value>();
-    at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        Value *row = to + c * (samples * pixels + extra);
-        for (int64_t n = 0; n < samples; ++n) std::copy_n(from + (n * channels + c) * pixels, pixels, row + n * pixels);
-      }
-    });
+  each_channel(channels, x, columns, [&](const auto *from, auto *to, int64_t c) {
+    auto *row = to + c * (samples * pixels + extra);
+    for (int64_t n = 0; n < samples; ++n) std::copy_n(from + (n * channels + c) * pixels, pixels, row + n * pixels);
   });
   return columns;
 }
@@ -112,26 +114,19 @@ enum class Rows {
 template <Rows ORDER> at::Tensor gather(const Geometry &g, const Band &band, const at::Tensor &image, int64_t extra) {
   int64_t taps = g.taps * g.taps, pixels = (band.last - band.first) * g.width, stride = g.samples * pixels + extra;
   auto columns = at::empty({g.channels * taps, stride}, image.options());
-  with_type(image, [&](auto type) {
-    using Value = decltype(type);
-    const Value *from = image.const_data_ptr<Value>();
-    Value *to = columns.mutable_data_ptr<Value>();
-    at::parallel_for(0, g.channels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          // A pixel is read by the tap that is opposite to the one by which it is reached.
-          Value *row = to + (ORDER == Rows::Reached ? c * taps + tap : (taps - 1 - tap) * g.channels + c) * stride;
-          for (int64_t n = 0; n < g.samples; ++n) {
-            const Value *plane = from + (n * g.channels + c) * g.area();
-            Value *inputs = row + n * pixels;
-            std::fill_n(inputs, pixels, Value(0));
-            runs(g, band, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
-              for (int64_t j = 0; j < count; ++j) inputs[input + j] = plane[pixel + step * j];
-            });
-          }
-        }
+  each_channel(g.channels, image, columns, [&](const auto *from, auto *to, int64_t c) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      // A pixel is read by the tap that is opposite to the one by which it is reached.
+      auto *row = to + (ORDER == Rows::Reached ? c * taps + tap : (taps - 1 - tap) * g.channels + c) * stride;
+      for (int64_t n = 0; n < g.samples; ++n) {
+        const auto *plane = from + (n * g.channels + c) * g.area();
+        auto *inputs = row + n * pixels;
+        std::fill_n(inputs, pixels, 0.0f);
+        runs(g, band, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
+          for (int64_t j = 0; j < count; ++j) inputs[input + j] = plane[pixel + step * j];
+        });
       }
-    });
+    }
   });
   return columns;
 }
@@ -140,37 +135,29 @@ template <Rows ORDER> at::Tensor gather(const Geometry &g, const Band &band, con
 // [samples, channels, rows, cols] whose tap reads inside the image.
 inline void gather_constant(const Geometry &g, const at::Tensor &image, at::Tensor &columns) {
   int64_t taps = g.taps * g.taps, stride = columns.size(1);
-  with_type(image, [&](auto type) {
-    using Value = decltype(type);
-    const Value *from = image.const_data_ptr<Value>();
-    Value *to = columns.mutable_data_ptr<Value>();
-    at::parallel_for(0, g.channels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        // All but an edge, or two.
-        double all = 0, top = 0, bottom = 0, left = 0, right = 0, corners[4] = {0, 0, 0, 0};
-        for (int64_t n = 0; n < g.samples; ++n) {
-          const Value *plane = from + (n * g.channels + c) * g.area();
-          const Value *last = plane + (g.rows() - 1) * g.cols();
-          for (int64_t r = 0; r < g.rows(); ++r) {
-            const Value *row = plane + r * g.cols();
-            float sum = 0;
-            for (int64_t p = 0; p < g.cols(); ++p) sum += row[p];
-            all += sum, left += row[0], right += row[g.cols() - 1];
-            if (r == 0) top += sum;
-            if (r == g.rows() - 1) bottom += sum;
-          }
-          corners[0] += plane[0], corners[1] += plane[g.cols() - 1], corners[2] += last[0], corners[3] += last[g.cols() - 1];
-        }
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          int64_t down = tap / g.taps - g.taps / 2, across = tap % g.taps - g.taps / 2;
-          double sum = all;
-          if (down) sum -= down < 0 ? top : bottom;
-          if (across) sum -= across < 0 ? left : right;
-          if (down && across) sum += corners[(down < 0 ? 0 : 2) + (across < 0 ? 0 : 1)];
-          to[(c * taps + tap + 1) * stride - 1] = static_cast<float>(sum);
-        }
+  each_channel(g.channels, image, columns, [&](const auto *from, auto *to, int64_t c) {
+    // All but an edge, or two.
+    double all = 0, top = 0, bottom = 0, left = 0, right = 0, corners[4] = {0, 0, 0, 0};
+    for (int64_t n = 0; n < g.samples; ++n) {
+      const auto *plane = from + (n * g.channels + c) * g.area(), *last = plane + (g.rows() - 1) * g.cols();
+      for (int64_t r = 0; r < g.rows(); ++r) {
+        const auto *row = plane + r * g.cols();
+        float sum = 0;
+        for (int64_t p = 0; p < g.cols(); ++p) sum += row[p];
+        all += sum, left += row[0], right += row[g.cols() - 1];
+        if (r == 0) top += sum;
+        if (r == g.rows() - 1) bottom += sum;
       }
-    });
+      corners[0] += plane[0], corners[1] += plane[g.cols() - 1], corners[2] += last[0], corners[3] += last[g.cols() - 1];
+    }
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      int64_t down = tap / g.taps - g.taps / 2, across = tap % g.taps - g.taps / 2;
+      double sum = all;
+      if (down) sum -= down < 0 ? top : bottom;
+      if (across) sum -= across < 0 ? left : right;
+      if (down && across) sum += corners[(down < 0 ? 0 : 2) + (across < 0 ? 0 : 1)];
+      to[(c * taps + tap + 1) * stride - 1] = static_cast<float>(sum);
+    }
   });
 }
 
@@ -200,7 +187,7 @@ inline void scatter(const Geometry &g, const at::Tensor &products, const at::Ten
         for (int64_t p = 0; p < g.area(); ++p) plane[p] += background[p];
         for (int64_t tap = 0; tap < taps; ++tap) {
           const float *inputs = rows + tap * stride + n * g.pixels();
-          runs(g, {0, g.height}, tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
+          runs(g, g.whole(), tap, [&](int64_t input, int64_t pixel, int64_t count, int64_t step) {
             for (int64_t j = 0; j < count; ++j) plane[pixel + step * j] += inputs[input + j];
           });
         }

@@ -47,7 +47,7 @@ bool by_sample(const Geometry &g) { return g.samples == 1 || g.pixels() >= (g.ta
 // What is multiplied at once of an image: bands whose pixels, taken once for each tap, stay in a core's cache, but so high
 // that going through `weights` values of a gradient once for each band costs little beside the product.
 std::vector<Band> bands(const Geometry &g, int64_t weights) {
-  if (g.taps == 1) return {{0, g.height}};
+  if (g.taps == 1) return {g.whole()};
   constexpr int64_t CACHED = 1 << 19, PAYS = 4;
   int64_t taken = g.channels * g.taps * g.taps;
   int64_t pixels = std::max(CACHED / taken, PAYS * weights / taken), rows = std::max<int64_t>(1, pixels / g.width);
@@ -56,10 +56,20 @@ std::vector<Band> bands(const Geometry &g, int64_t weights) {
   return bands;
 }
 
-// The columns of one of the images that lie side by side in memory, [channels, pixels], that are of a band.
+// The columns that are of a band of one of the images [N, channels, height, width], [channels, pixels]: no copy.
 Tensor within(const Geometry &g, const Band &band, const Tensor &images, int64_t sample) {
   auto columns = images[sample].view({images.size(1), g.pixels()});
   return columns.narrow(1, band.first * g.width, (band.last - band.first) * g.width);
+}
+
+// By tap, the columns of all images, or of one's band.
+template <Rows ORDER> Tensor by_tap(const Geometry &g, const Tensor &images) {
+  return g.taps == 1 ? to_columns(images, 0) : gather<ORDER>(g, g.whole(), images, 0);
+}
+template <Rows ORDER> Tensor by_tap(Geometry g, const Band &band, const Tensor &images, int64_t sample) {
+  if (g.taps == 1) return within(g, band, images, sample);
+  g.samples = 1;
+  return gather<ORDER>(g, band, images[sample], 0);
 }
 
 // A layer's weights [O, C, k, k] that lie channels-last as the two matrices that they are in memory; or of one tap,
@@ -93,18 +103,14 @@ Tensor convolve(const Tensor &x, const Weights &weights, const std::optional<Ten
   auto options = x.options().dtype(at::kFloat);
   if (!by_sample(g)) {
     auto columns = at::empty({weights.outputs(), g.samples * g.pixels()}, options);
-    multiply(columns, matrix, g.taps == 1 ? to_columns(x, 0) : gather<Rows::Read>(g, {0, g.height}, x, 0), false);
+    multiply(columns, matrix, by_tap<Rows::Read>(g, x), false);
     return from_columns(columns, bias, g.samples, g.height, g.width);
   }
   auto y = at::empty({g.samples, weights.outputs(), g.height, g.width}, options);
   if (bias) y.copy_(bias->view({1, -1, 1, 1}).expand_as(y));
-  auto one = g;
-  one.samples = 1;
+  auto parts = bands(g, 0);
   for (int64_t n = 0; n < g.samples; ++n) {
-    for (auto &band : bands(g, 0)) {
-      auto columns = g.taps == 1 ? within(g, band, x, n) : gather<Rows::Read>(one, band, x[n], 0);
-      multiply(within(g, band, y, n), matrix, columns, bias.has_value());
-    }
+    for (auto &band : parts) multiply(within(g, band, y, n), matrix, by_tap<Rows::Read>(g, band, x, n), bias.has_value());
   }
   return y;
 }
@@ -117,7 +123,7 @@ Tensor convolve_backward(const Tensor &grad, const Tensor &x, const Weights &wei
   auto matrix = weights.by_output_and_tap().t();
   auto options = grad.options().dtype(at::kFloat);
   if (!by_sample(g)) {
-    auto columns = g.taps == 1 ? to_columns(grad, 0) : gather<Rows::Reached>(g, {0, g.height}, grad, 0);
+    auto columns = by_tap<Rows::Reached>(g, grad);
     if (of_weights) multiply(of_weights->by_output_and_tap(), columns, to_columns(x, 0).t(), true);
     if (!of_x) return Tensor();
     auto y = at::empty({weights.inputs(), g.samples * g.pixels()}, options);
@@ -125,11 +131,10 @@ Tensor convolve_backward(const Tensor &grad, const Tensor &x, const Weights &wei
     return from_columns(y, std::nullopt, g.samples, g.height, g.width);
   }
   auto y = of_x ? at::empty({g.samples, weights.inputs(), g.height, g.width}, options) : Tensor();
-  auto one = g;
-  one.samples = 1;
+  auto parts = bands(g, weights.weight.numel());
   for (int64_t n = 0; n < g.samples; ++n) {
-    for (auto &band : bands(g, weights.weight.numel())) {
-      auto columns = g.taps == 1 ? within(g, band, grad, n) : gather<Rows::Reached>(one, band, grad[n], 0);
+    for (auto &band : parts) {
+      auto columns = by_tap<Rows::Reached>(g, band, grad, n);
       if (of_weights) multiply(of_weights->by_output_and_tap(), columns, within(g, band, x, n).t(), true);
       if (of_x) multiply(within(g, band, y, n), matrix, columns, false);
     }
@@ -200,7 +205,7 @@ struct Join final : torch::autograd::Function<Join> {
     auto of_up = delivery.target.narrow(1, 0, inputs), of_skip = delivery.target.narrow(1, inputs, skips);
     auto factor_up = factor.narrow(1, 0, inputs), factor_skip = factor.narrow(1, inputs, skips);
 
-    auto reached = gather<Rows::Reached>(g, {0, g.height}, grad, 1);
+    auto reached = gather<Rows::Reached>(g, g.whole(), grad, 1);
     gather_constant(g, grad, reached);
     multiply(Weights{of_up, false}.by_output_and_tap(), reached, columns.t(), true);
     auto of_columns = at::empty(columns.sizes(), plain.options());
