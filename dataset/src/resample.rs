@@ -6,9 +6,16 @@
 //! is arithmetic in whole numbers, which tensors can do too, to the same bytes; so can any vector unit,
 //! and the one at hand is found at run time.
 
+mod blend;
+mod stream;
+
 use std::ops::Range;
 
 use fearless_simd::{Level, Simd, dispatch};
+
+pub use blend::WEIGHT_BITS;
+use blend::{RowBlender, blend};
+use stream::stream_in;
 
 use crate::grid::{FRACTION_BITS, Fixed, Grid, ONE};
 use crate::{Affine, Mask, Raster};
@@ -46,6 +53,7 @@ pub fn bilinear<const C: usize>(
         Rounding::Truncate => 0,
     };
     let grid = Grid::new(map, side);
+    stream_in(source, &grid, side);
     dispatch!(Level::new(), simd => simd.vectorize(
         #[inline(always)]
         || bilinear_rows(source, &grid, border, bias, side, out),
@@ -63,6 +71,7 @@ fn bilinear_rows<const C: usize>(
 ) {
     let (width, height) = (source.width as usize, source.height as usize);
     let pixels = source.pixels();
+    let mut blender = RowBlender::new(side as usize);
 
     for (j, row) in rows::<C>(side, out) {
         let line = Line::of(grid, j, TO_NEIGHBOUR);
@@ -84,78 +93,7 @@ fn bilinear_rows<const C: usize>(
         near_border(row, 0..inside.start);
         near_border(row, inside.end..side as usize);
 
-        let (blocks, rest) = row[inside.clone()].as_chunks_mut::<LANES>();
-        let mut i = inside.start;
-        for block in blocks {
-            blend_block(&source.data, width, &line, i, bias, block);
-            i += LANES;
-        }
-        let (mut x, mut y) = line.at(i);
-        for pixel in rest {
-            let at = whole(y) as usize * width + whole(x) as usize;
-            let upper = &pixels[at..at + 2];
-            let lower = &pixels[at + width..at + width + 2];
-            let weights = [weight(x), weight(y)];
-            *pixel = blend([&upper[0], &upper[1]], [&lower[0], &lower[1]], weights, bias);
-            x += line.step[0];
-            y += line.step[1];
-        }
-    }
-}
-
-/// Pixels that are blended at once: as many i32 as the widest vector unit takes.
-const LANES: usize = 16;
-
-/// As [`blend`], of pixels whose neighbours all lie inside: step by step for all of them, each step a loop that
-/// compiles to vector instructions. `data` is the source's, `width` its own, `first` the block's first column.
-#[inline(always)]
-fn blend_block<const C: usize>(
-    data: &[u8],
-    width: usize,
-    line: &Line,
-    first: usize,
-    bias: i32,
-    block: &mut [[u8; C]; LANES],
-) {
-    let (x, y) = line.at(first);
-    let (mut upper, mut wx, mut wy) = ([0usize; LANES], [0i32; LANES], [0i32; LANES]);
-    for i in 0..LANES {
-        let (x, y) = (x + i as Fixed * line.step[0], y + i as Fixed * line.step[1]);
-        upper[i] = (whole(y) as usize * width + whole(x) as usize) * C;
-        (wx[i], wy[i]) = (weight(x), weight(y));
-    }
-    // Each neighbour's channels, a byte each: above left and right, below left and right.
-    let mut neighbours = [[0u32; LANES]; 4];
-    for i in 0..LANES {
-        for (row, at) in [upper[i], upper[i] + width * C].into_iter().enumerate() {
-            let both = eight_bytes(data, at);
-            (neighbours[2 * row][i], neighbours[2 * row + 1][i]) = (both as u32, (both >> (8 * C)) as u32);
-        }
-    }
-    let mut blended = [0u32; LANES];
-    for i in 0..LANES {
-        const UNIT: i32 = 1 << WEIGHT_BITS;
-        let both = wx[i] * wy[i];
-        let (right, down) = (wx[i] * UNIT - both, wy[i] * UNIT - both);
-        let neither = UNIT * UNIT - both - right - down;
-        for channel in 0..C {
-            let value = |neighbour: usize| (neighbours[neighbour][i] >> (8 * channel) & 0xFF) as i32;
-            let sum = value(0) * neither + value(1) * right + value(2) * down + value(3) * both;
-            blended[i] |= (((sum + bias) >> (2 * WEIGHT_BITS)) as u32) << (8 * channel);
-        }
-    }
-    for (pixel, blended) in block.iter_mut().zip(blended) {
-        let bytes = blended.to_le_bytes();
-        *pixel = std::array::from_fn(|channel| bytes[channel]);
-    }
-}
-
-/// The bytes from `at` on, the first one lowest; zeros behind the end.
-#[inline(always)]
-fn eight_bytes(data: &[u8], at: usize) -> u64 {
-    match data[at..].first_chunk() {
-        Some(bytes) => u64::from_le_bytes(*bytes),
-        None => data[at..].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        blender.blend(source, &line, inside.start, bias, &mut row[inside]);
     }
 }
 
@@ -167,6 +105,7 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
     let (width, height) = (source.width as usize, source.height as usize);
     let pixels = source.pixels();
     let grid = Grid::new(map, side);
+    stream_in(source, &grid, side);
 
     for (j, row) in rows::<1>(side, out) {
         let line = Line::of(&grid, j, TO_PIXEL);
@@ -190,9 +129,6 @@ pub fn nearest(source: &Mask, map: &Affine, border: Border, side: u32, out: &mut
     }
 }
 
-/// Of an interpolation weight, as in OpenCV's `resize`: two of them and a byte fit an i32.
-pub const WEIGHT_BITS: u32 = 11;
-
 /// From a place to the pixel that it lies in: more than what a grid's rounding adds up to on sides of 2^14, so
 /// that a centre on the line between two pixels belongs to the later one, whatever was rounded.
 pub const TO_PIXEL: Fixed = 1 << 16;
@@ -209,29 +145,6 @@ fn weight(value: Fixed) -> i32 {
     (value >> (FRACTION_BITS - WEIGHT_BITS)) as i32 & ((1 << WEIGHT_BITS) - 1)
 }
 
-/// The four neighbours of one place, weighted; the weights' products sum to `UNIT * UNIT`.
-#[inline(always)]
-fn blend<const C: usize>(
-    upper: [&[u8; C]; 2],
-    lower: [&[u8; C]; 2],
-    [wx, wy]: [i32; 2],
-    bias: i32,
-) -> [u8; C] {
-    // The four neighbours' weights, which sum to `UNIT * UNIT`.
-    const UNIT: i32 = 1 << WEIGHT_BITS;
-    let both = wx * wy;
-    let (right, down) = (wx * UNIT - both, wy * UNIT - both);
-    let neither = UNIT * UNIT - both - right - down;
-    std::array::from_fn(|channel| {
-        let value = |neighbour: &[u8; C]| i32::from(neighbour[channel]);
-        let sum = value(upper[0]) * neither
-            + value(upper[1]) * right
-            + value(lower[0]) * down
-            + value(lower[1]) * both;
-        ((sum + bias) >> (2 * WEIGHT_BITS)) as u8
-    })
-}
-
 /// The output's rows, numbered.
 fn rows<const C: usize>(side: u32, out: &mut [u8]) -> impl Iterator<Item = (u32, &mut [[u8; C]])> {
     assert_eq!(out.len(), side as usize * side as usize * C);
@@ -244,6 +157,7 @@ impl Border {
     fn index(self, at: isize, len: usize) -> usize {
         let last = len as isize - 1;
         let index = match self {
+            _ if (0..=last).contains(&at) => at,
             Self::Replicate => at.clamp(0, last),
             Self::Reflect101 if last == 0 => 0,
             Self::Reflect101 => {
@@ -340,13 +254,18 @@ mod tests {
         }
     }
 
-    /// The blocks' bytes are those of single pixels, of which an output narrower than a block is made.
-    fn assert_blocks_are_as_pixels<const C: usize>(seed: u32, width: u32, height: u32, map: &Affine) {
+    /// A row's bytes are those of its pixels one by one, borders too.
+    fn assert_rows_are_as_pixels<const C: usize>(
+        seed: u32,
+        (width, height): (u32, u32),
+        side: u32,
+        map: &Affine,
+    ) {
         let noise = |x: u32, y: u32, channel: usize| {
             (seed.wrapping_mul((x * 31 + y * 17) * 4 + channel as u32 + 7) >> 24) as u8
         };
         let source = Raster::<C>::from_fn(width, height, |x, y| std::array::from_fn(|at| noise(x, y, at)));
-        let (side, pixels) = (53, source.pixels());
+        let pixels = source.pixels();
         let grid = Grid::new(map, side);
         for (rounding, bias) in [(Rounding::Nearest, 1 << (2 * WEIGHT_BITS - 1)), (Rounding::Truncate, 0)] {
             let mut out = vec![0; (side * side) as usize * C];
@@ -370,17 +289,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blocks_are_as_pixels(
-            width in 1u32..90, height in 1u32..90, seed: u32,
+        fn rows_are_as_pixels(
+            size in (1u32..90, 1u32..90), side in 1u32..70, seed: u32,
             origin in [-20.0f64..60.0, -20.0..60.0],
             along_u in [-90.0f64..90.0, -90.0..90.0],
             along_v in [-90.0f64..90.0, -90.0..90.0],
         ) {
             let map = Affine { origin, along_u, along_v };
-            assert_blocks_are_as_pixels::<1>(seed, width, height, &map);
-            assert_blocks_are_as_pixels::<3>(seed, width, height, &map);
-            assert_blocks_are_as_pixels::<4>(seed, width, height, &map);
-            assert_blocks_are_as_pixels::<3>(seed, width, height, &Affine::stretch(width, height));
+            assert_rows_are_as_pixels::<1>(seed, size, side, &map);
+            assert_rows_are_as_pixels::<3>(seed, size, side, &map);
+            assert_rows_are_as_pixels::<4>(seed, size, side, &map);
+            assert_rows_are_as_pixels::<3>(seed, size, side, &Affine::stretch(size.0, size.1));
         }
 
         #[test]
