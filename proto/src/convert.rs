@@ -32,6 +32,7 @@ impl From<Fenced<FromWorker>> for wire::WorkerMessage {
                 train_samples: m.data.train_samples,
                 val_samples: m.data.val_samples,
                 ring_address: m.ring_address,
+                arithmetic: m.arithmetic,
                 held: m.held.map(Into::into),
                 at_work: m.at_work.map(Into::into),
             }),
@@ -111,6 +112,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                     val_samples: m.val_samples,
                 },
                 ring_address: m.ring_address,
+                arithmetic: m.arithmetic,
                 held: m.held.map(Into::into),
                 at_work: m.at_work.map(Into::into),
             }),
@@ -459,6 +461,7 @@ mod tests {
             FromWorker::Join(domain::Join {
                 data: domain::DataFacts { digest: "d1".into(), train_samples: 9, val_samples: 4 },
                 ring_address: "127.0.0.1:9".into(),
+                arithmetic: "cuda".into(),
                 held: Some(label()),
                 at_work: Some(domain::AtWork {
                     generation: Generation(4),

@@ -5,7 +5,7 @@ use crate::ids::{CheckpointId, Epoch, Generation, Rank, Session, Step, Term, Wor
 
 /// Coordinator and worker must agree on this number. It grows with every change that an older
 /// binary would misread.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// A message with its fences.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +66,8 @@ pub struct Join {
     pub data: DataFacts,
     /// Where its predecessor in the ring connects.
     pub ring_address: String,
+    /// By what its updates are rounded, as in `cuda`: replicas stay equal only where all members have the same.
+    pub arithmetic: String,
     /// `None`: it holds no state, or is at work and can't say.
     pub held: Option<ReplicaLabel>,
     /// It comes back on a new connection while its training thread goes on.

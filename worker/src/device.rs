@@ -1,6 +1,6 @@
 //! The device that this worker trains on: its flag, the job's wish, and what the machine has.
 
-use std::{fmt, str::FromStr};
+use std::{env::consts::ARCH, fmt, str::FromStr};
 
 use musher_launcher::visible_gpus;
 use musher_proto::job;
@@ -119,6 +119,17 @@ impl Found {
                 }
             }),
         }
+    }
+}
+
+/// By what this process rounds an update of the optimizer. Replicas that round by another one drift apart, a last bit
+/// here and there in each step; by the same one they stay equal, whatever their cores, threads and models.
+pub fn arithmetic(device: Device) -> String {
+    match (device, torch_ext::cpu_capability()) {
+        (Device::Cuda(_), _) => "CUDA".into(),
+        // They multiply and add in one, in the same places.
+        (_, "AVX2" | "AVX512") => "a CPU with AVX2".into(),
+        (_, other) => format!("a CPU ({ARCH}, {})", other.to_lowercase()),
     }
 }
 

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 
 use crate::{
     connection::{self, Keepalive},
-    device::Found,
+    device::{self, Found},
     job_data,
     liveness::Liveness,
     train::{ProgressBoard, Source, StopFlag, TrainingData},
@@ -433,12 +433,13 @@ impl Shell {
                 threads: loader_threads,
             };
             info!(threads, loader_threads, ?device, "the training thread starts");
+            let arithmetic = device::arithmetic(device);
             let (job, threads) = (Arc::new(job), threads as i32);
             let start = trainer::Start { job, device, data, listener, board, threads };
             // Without a replica it has said why.
             if let Some(orders) = trainer::start(start, products) {
                 let _ = hand_over.send(orders);
-                let _ = inputs.blocking_send(Input::Prepared { facts, ring_address });
+                let _ = inputs.blocking_send(Input::Prepared { facts, ring_address, arithmetic });
             }
         });
     }

@@ -94,6 +94,8 @@ pub struct Core {
     watch: Watch,
     /// What all workers' data must be; set by the first to join.
     data: Option<DataFacts>,
+    /// What all who are there round by, and who came with it first.
+    arithmetic: Option<(String, WorkerId)>,
     /// Digest of the data set that the run was started on, in an earlier life of the coordinator.
     started_on: Option<String>,
     phase: Phase,
@@ -418,12 +420,18 @@ impl Core {
     }
 
     fn joined(&mut self, session: Session, join: Join, now: Time, out: &mut Vec<Action>) {
-        if let Err(reason) = self.check_data(&join.data) {
+        if self.peers.count().joined == 0 {
+            self.arithmetic = None;
+        }
+        if let Err(reason) =
+            self.check_data(&join.data).and_then(|()| self.check_arithmetic(&join.arithmetic))
+        {
             let Some(peer) = self.peers.remove(&session) else { return };
             return self.refuse(session, &peer.hello, reason, out);
         }
         let Some(mut peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
+        self.arithmetic.get_or_insert_with(|| (join.arithmetic.clone(), peer.worker().clone()));
         let at_work = join.at_work;
         peer.join = Some(join);
         drop(peer);
@@ -490,6 +498,19 @@ impl Core {
                 "its data set has digest {:.12}, the run was started on one with {digest:.12}; \
                  give it the same files, or start a new run",
                 found.digest
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// As [`Self::check_data`].
+    fn check_arithmetic(&self, found: &str) -> Result<(), String> {
+        match &self.arithmetic {
+            Some((team, first)) if team != found => Err(format!(
+                "it trains on {found}, the team, as {first} does, on {team}: these round differently, so that their \
+                 replicas would not stay equal; give all workers the same kind of device (cluster.device), and start \
+                 them with ATEN_CPU_CAPABILITY=default where not all of their processors have AVX2"
             )),
             _ => Ok(()),
         }

@@ -343,6 +343,7 @@ mod tests {
                             2 => peer.join = Some(Join {
                                 data: DataFacts { digest: "d".into(), train_samples: 1, val_samples: 1 },
                                 ring_address: "a".into(),
+                                arithmetic: "cpu".into(),
                                 held: (number > 0).then(|| label(number)),
                                 at_work: None,
                             }),

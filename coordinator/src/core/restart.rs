@@ -41,6 +41,7 @@ impl Core {
             peers: Peers::default(),
             watch: Watch::default(),
             data: None,
+            arithmetic: None,
             started_on: state
                 .dataset_digest
                 .or_else(|| resumed.as_ref().map(|point| point.dataset_digest.clone())),

@@ -172,7 +172,10 @@ impl World {
                 let incarnation = host.starts;
                 let facts = self.facts(host.genuine);
                 let ring_address = format!("{}:{incarnation}", host.name);
-                self.tell_session(worker, SessionInput::Prepared { facts, ring_address });
+                self.tell_session(
+                    worker,
+                    SessionInput::Prepared { facts, ring_address, arithmetic: "cpu".into() },
+                );
             }
             Input::HeartbeatDue => {
                 let (now, step_ms) = (self.now, self.scenario.knobs.step_ms as f64);

@@ -1,13 +1,13 @@
 //! A coordinator and workers that are started by hand, and the commands that talk to it.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use musher_proto::{
     ids::{Generation, Term},
     message::{Fenced, FromWorker, Hello, PROTOCOL, ToWorker},
     wire::training_client::TrainingClient,
 };
-use musher_tests::{DataSet, Job, Scene, process::until};
+use musher_tests::{DataSet, Job, Scene, binaries::musher_worker, process::until};
 
 #[test]
 fn workers_join_a_served_run_which_can_be_asked_and_stopped() {
@@ -82,6 +82,16 @@ fn workers_that_do_not_fit_are_refused_and_the_run_goes_on() {
     let left = run.wait_for_nth("worker_left", 1);
     assert_eq!(left.text("worker"), "lost");
     assert!(left.text("reason").contains("no data set at nowhere"), "{left:?}");
+
+    // As one on a processor without AVX2 would.
+    if cfg!(target_arch = "x86_64") && std::env::var_os("ATEN_CPU_CAPABILITY").is_none() {
+        let mut join = Command::new(musher_worker());
+        join.args(["join", &run.address(), "--name", "veteran"]).env("ATEN_CPU_CAPABILITY", "default");
+        let veteran = scene.start(join).wait().expect_code(1);
+        for said in ["it trains on a CPU (x86_64, default), the team, as", "does, on a CPU with AVX2"] {
+            assert!(veteran.last_words().contains(said), "{}", veteran.stderr);
+        }
+    }
 
     let answer = greet(&run.address(), PROTOCOL + 1);
     assert!(matches!(&answer, ToWorker::Refused { reason } if reason.contains("protocol")), "{answer:?}");

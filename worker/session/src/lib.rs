@@ -32,6 +32,7 @@ pub enum Input {
     Prepared {
         facts: DataFacts,
         ring_address: String,
+        arithmetic: String,
     },
     NotPrepared {
         reason: String,
@@ -109,6 +110,14 @@ pub enum Exit {
     },
 }
 
+/// What a worker joins with.
+#[derive(Clone, Debug)]
+struct Entry {
+    data: DataFacts,
+    ring_address: String,
+    arithmetic: String,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -119,7 +128,7 @@ pub struct Session {
     /// The coordinator's first Welcome: a later one must be of the same run and job.
     welcome: Option<Welcome>,
     /// What it joins with, now and after a break of the link; `held` is in [`Phase::Idle`].
-    entry: Option<(DataFacts, String)>,
+    entry: Option<Entry>,
     leave_wanted: bool,
 }
 
@@ -209,8 +218,8 @@ impl Session {
                 self.leave(Exit::Failed { reason })
             }
             Input::NoCoordinator { reason } => self.leave(Exit::Failed { reason }),
-            Input::Prepared { facts, ring_address } => {
-                self.entry = Some((facts, ring_address));
+            Input::Prepared { facts, ring_address, arithmetic } => {
+                self.entry = Some(Entry { data: facts, ring_address, arithmetic });
                 self.phase = Phase::Idle { held: None };
                 self.join(None, None)
             }
@@ -286,8 +295,8 @@ impl Session {
     }
 
     fn join(&self, held: Option<ReplicaLabel>, at_work: Option<AtWork>) -> Vec<Output> {
-        let Some((data, ring_address)) = self.entry.clone() else { return Vec::new() };
-        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, held, at_work }))
+        let Some(Entry { data, ring_address, arithmetic }) = self.entry.clone() else { return Vec::new() };
+        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, arithmetic, held, at_work }))
     }
 
     fn received(&mut self, Fenced { term, generation, body }: Fenced<ToWorker>) -> Vec<Output> {
@@ -454,7 +463,11 @@ mod tests {
         let (mut session, _) = Session::start(identity());
         session.handle(received(3, 0, welcome()));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        session.handle(Input::Prepared { facts, ring_address: "127.0.0.1:1".into() });
+        session.handle(Input::Prepared {
+            facts,
+            ring_address: "127.0.0.1:1".into(),
+            arithmetic: "cpu".into(),
+        });
         session
     }
 
@@ -476,7 +489,8 @@ mod tests {
         );
         assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::Prepare { .. }]));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let outputs = session.handle(Input::Prepared { facts, ring_address: "x".into() });
+        let outputs =
+            session.handle(Input::Prepared { facts, ring_address: "x".into(), arithmetic: "cpu".into() });
         assert!(matches!(
             &outputs[..],
             [Output::Send(Fenced { term: Term(3), body: FromWorker::Join(_), .. })]
@@ -541,7 +555,11 @@ mod tests {
     #[test]
     fn one_that_is_still_coming_looks_for_the_next_coordinator() {
         let facts = || DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let prepared = || Input::Prepared { facts: facts(), ring_address: "127.0.0.1:1".into() };
+        let prepared = || Input::Prepared {
+            facts: facts(),
+            ring_address: "127.0.0.1:1".into(),
+            arithmetic: "cpu".into(),
+        };
         // Before it was welcomed.
         let (mut session, _) = Session::start(identity());
         assert_eq!(session.handle(lost()), [Output::Reconnect]);

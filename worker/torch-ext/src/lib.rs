@@ -25,7 +25,7 @@ pub use conv::{Factors, Join, conv_as_product, conv_as_transposed_product, conv_
 pub use cuda::{current_stream, open_cuda};
 pub use ffi::Error;
 pub use host::{with_f32, with_f32_mut};
-pub use precision::{allow_tf32, autocast_bf16};
+pub use precision::{allow_tf32, autocast_bf16, cpu_capability};
 pub use profile::profile;
 pub use spread::{Norm, spread};
 pub use stream::{Mark, SideStream, copy_later, pin};

@@ -1,5 +1,7 @@
 //! In what precision libtorch computes: autocast to bf16, and TF32. tch has neither.
 
+use std::ffi::CStr;
+
 use tch::Device;
 
 use crate::ffi::{self, Error};
@@ -39,6 +41,13 @@ impl Drop for Autocast {
         // SAFETY: as in `on`. An error could only be of memory, and there is nobody to tell.
         let _ = ffi::check(unsafe { ffi::torch_ext_autocast_bf16(self.0, false) });
     }
+}
+
+/// The vector instructions that libtorch's own kernels were chosen for, as it names them: `AVX2`, `AVX512`, or `DEFAULT`
+/// where it found none that it knows. `ATEN_CPU_CAPABILITY` in the environment chooses others.
+pub fn cpu_capability() -> &'static str {
+    // SAFETY: the shim's string is never freed nor changed.
+    unsafe { CStr::from_ptr(ffi::torch_ext_cpu_capability()) }.to_str().unwrap_or("DEFAULT")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #include "guarded.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
@@ -156,6 +157,12 @@ char *torch_ext_autocast_bf16(int8_t device_type, bool on) {
     }
     at::autocast::set_autocast_enabled(device, on);
   });
+}
+
+// Stays valid for ever.
+const char *torch_ext_cpu_capability() {
+  static const std::string capability = at::get_cpu_capability();
+  return capability.c_str();
 }
 
 char *torch_ext_allow_tf32(bool allow) {

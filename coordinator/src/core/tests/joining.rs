@@ -98,7 +98,13 @@ fn another_data_set_is_refused() {
     sim.say(
         session,
         Generation(0),
-        FromWorker::Join(Join { data, ring_address: "b:1".into(), held: None, at_work: None }),
+        FromWorker::Join(Join {
+            data,
+            ring_address: "b:1".into(),
+            arithmetic: "cpu".into(),
+            held: None,
+            at_work: None,
+        }),
     );
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("has 8 training"))
@@ -108,11 +114,44 @@ fn another_data_set_is_refused() {
     sim.say(
         empty,
         Generation(0),
-        FromWorker::Join(Join { data, ring_address: "c:1".into(), held: None, at_work: None }),
+        FromWorker::Join(Join {
+            data,
+            ring_address: "c:1".into(),
+            arithmetic: "cpu".into(),
+            held: None,
+            at_work: None,
+        }),
     );
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("no validation"))
     );
+}
+
+#[test]
+fn another_arithmetic_is_refused_while_somebody_is_there() {
+    let mut sim = Sim::new(job());
+    let first = sim.join("a");
+    let join = |sim: &mut Sim, name: &str, arithmetic: &str| {
+        let session = sim.connect(name);
+        let join = Join {
+            data: facts(),
+            ring_address: format!("{name}:1"),
+            arithmetic: arithmetic.into(),
+            held: None,
+            at_work: None,
+        };
+        sim.say(session, Generation(0), FromWorker::Join(join));
+    };
+    join(&mut sim, "b", "CUDA");
+    assert!(
+        matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. })
+            if reason.contains("trains on CUDA, the team, as a does, on cpu")),
+        "{:?}",
+        sim.events.last()
+    );
+    sim.say(first, Generation(0), FromWorker::Goodbye);
+    join(&mut sim, "c", "CUDA");
+    assert!(matches!(sim.events.last(), Some(RunEvent::WorkerJoined { worker, .. }) if worker.0 == "c"));
 }
 
 #[test]
