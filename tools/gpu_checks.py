@@ -8,7 +8,7 @@ BIN holds musher, musher-worker and examples/; TEAM_TESTS is the test program `t
 each with a host id of its own, so that NCCL takes them for machines. --jobs runs several checks at a time. With --device cpu the runs go over the TCP ring: that
 shows the script, not the GPU.
 """
-import argparse, concurrent.futures, json, os, pathlib, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, json, os, pathlib, signal, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 90.0
@@ -23,7 +23,7 @@ class Run:
         job.write_text('name = "check"\n')
         settings = {"data.root": json.dumps(str(a.data)), "data.image_size": 64, "model.width": 0.25, "train.global_batch": 12,
                     "cluster.workers": workers, "cluster.device": f'"{a.device.split(":")[0]}"', "cluster.heartbeat_timeout_s": 2,
-                    "cluster.step_timeout_s": 5, "server.grpc": '"127.0.0.1:0"', "server.http": '"127.0.0.1:0"', **settings}
+                    "cluster.step_timeout_s": 30 if a.device != "cpu" else 5, "server.grpc": '"127.0.0.1:0"', "server.http": '"127.0.0.1:0"', **settings}
         command = [a.bin / "musher", "serve", job, "--run-dir", self.dir, "--log-format", "json"]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
@@ -67,12 +67,20 @@ class Run:
 
 
 def program(a, *command):
+    """Its last line; it ends with all its processes, in time or not."""
     env = {**os.environ, "MUSHER_TEST_DEVICE": a.device}
-    found = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, timeout=PATIENCE)
-    words = (found.stdout + found.stderr).strip().splitlines()
-    if found.returncode == 77:
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+                               start_new_session=True)
+    try:
+        said, ended = process.communicate(timeout=PATIENCE)[0], True
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, ended = process.communicate()[0], False
+    words = said.strip().splitlines() or ["it said nothing"]
+    if process.returncode == 77:
         return words[-1]
-    assert found.returncode == 0, "\n".join(words[-30:])
+    assert ended, "\n".join((f"no end within {PATIENCE:.0f} s; its last words:", *words[-30:]))
+    assert process.returncode == 0, "\n".join(words[-30:])
     return words[-1]
 
 
@@ -140,15 +148,14 @@ CHECKS = {
     "nccl_sum_2": lambda a, s: program(a, a.bin / "examples/nccl_check", "sum", "--ranks", 2),
     "nccl_sum_3": lambda a, s: program(a, a.bin / "examples/nccl_check", "sum", "--ranks", 3),
     "nccl_abort": lambda a, s: program(a, a.bin / "examples/nccl_check", "abort", "--ranks", 2),
-    "nccl_kill": lambda a, s: " / ".join(program(a, a.bin / "examples/nccl_check", "kill", "--ranks", 3, "--proto", p) for p in ("LL", "LL128", "Simple")),
+    **{f"nccl_kill_{p}": lambda a, s, p=p: program(a, a.bin / "examples/nccl_check", "kill", "--ranks", 3, "--proto", p)
+       for p in ("Simple", "LL", "LL128")},
     "pytorch_losses": lambda a, s: team_tests(a, "reference"),
     "skipped_and_lost": lambda a, s: team_tests(a, "skipped", "loss_of_a_peer", "late"),
     "data": lambda a, s: team_tests(a, "device_data"),
     "two_equal_one": two_equal_one,
     "sync_batch_norm": lambda a, s: team_tests(a, "sync_batch_norm") and two_equal_one(a, s, 3e-2, {"model.freeze_batch_norm": "false", "model.sync_batch_norm": "true"}),
-    "kill_LL": lambda a, s: killed(a, s, "LL"),
-    "kill_LL128": lambda a, s: killed(a, s, "LL128"),
-    "kill_Simple": lambda a, s: killed(a, s, "Simple"),
+    **{f"kill_{p}": lambda a, s, p=p: killed(a, s, p) for p in ("Simple", "LL", "LL128")},
     "whole_job": whole_job,
 }
 

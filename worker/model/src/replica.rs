@@ -233,6 +233,12 @@ impl Replica {
         self.adam_steps += u64::from(applied);
     }
 
+    /// Channels of the batch norm that has the most.
+    pub fn widest_batch_norm(&self) -> usize {
+        let layers = &self.flat.layout.statistics;
+        layers.iter().map(|layer| layer.range.len()).max().unwrap_or(0)
+    }
+
     /// Updates applied so far.
     pub fn adam_steps(&self) -> u64 {
         self.adam_steps

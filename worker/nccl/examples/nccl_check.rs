@@ -27,8 +27,8 @@ use tch::{Device, Kind, Tensor};
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const STEPS_BEFORE_THE_KILL: u64 = 50;
-/// As much as a bucket of gradients has.
-const BUCKET: i64 = 6_553_600;
+/// 4 MiB, which take many chunks of any protocol; a job's buckets take long over the sockets of one host.
+const BUCKET: i64 = 1 << 20;
 const CONNECT: Duration = Duration::from_secs(60);
 const ABORT: Duration = Duration::from_secs(30);
 

@@ -265,14 +265,16 @@ impl<D: Device> Shared<D> {
     }
 
     fn free(&self, permit: Permit) {
-        if let Err(error) = self.device.bind() {
-            debug!(%error, "aborting without a device");
-        }
+        // At once: a driver whose queue is full may hold up whoever asks it for anything, until the kernels that wait
+        // for a dead peer are told to end.
         let revoked = match permit.revocable {
             // SAFETY: the permit's holder alone frees the handle, which is below.
             true => unsafe { self.nccl.revoke(self.comm) },
             false => None,
         };
+        if let Err(error) = self.device.bind() {
+            debug!(%error, "aborting without a device");
+        }
         if !self.wait_vacated() {
             return;
         }

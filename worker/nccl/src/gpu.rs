@@ -169,6 +169,7 @@ impl TensorCollective for GpuCollective {
         self.communicator.fence()?;
         for (mut tensor, sum) in self.in_flight.rounded.drain(..) {
             tensor.f_copy_(&sum)?;
+            torch_ext::used_here(&sum)?; // it is of the stream that rounded it
         }
         // Whoever gets their memory from libtorch now, uses it behind the fence.
         self.in_flight.tensors.clear();

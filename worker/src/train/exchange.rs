@@ -10,7 +10,7 @@ use std::{
 };
 
 use musher_collective::{Phase, Tag};
-use musher_nccl::TensorCollective;
+use musher_nccl::{ExchangeError, TensorCollective};
 use musher_proto::{ids::Step, job::Compression};
 use tch::{Device, Tensor};
 use torch_ext::{Mark, SideStream};
@@ -114,10 +114,20 @@ fn all_reduce(
         let _span =
             trace_span!("all_reduce", rank = exchange.rank(), step = step.0, bucket = index).entered();
         let tag = Tag::new(step.0, index, Phase::Gradients);
-        match compression {
-            Compression::None => exchange.all_reduce(tag, bucket)?,
-            Compression::Bf16 => exchange.all_reduce_bf16(tag, bucket)?,
-        }
+        sum_bucket(exchange, compression, tag, bucket)?;
     }
     Ok(true)
+}
+
+/// As the job wants them summed.
+pub(super) fn sum_bucket(
+    exchange: &mut dyn TensorCollective,
+    compression: Compression,
+    tag: Tag,
+    bucket: &Tensor,
+) -> Result<(), ExchangeError> {
+    match compression {
+        Compression::None => exchange.all_reduce(tag, bucket),
+        Compression::Bf16 => exchange.all_reduce_bf16(tag, bucket),
+    }
 }

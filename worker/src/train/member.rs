@@ -6,7 +6,7 @@ use musher_collective::{Aborter, Collective};
 use musher_nccl::{ExchangeError, GpuCollective, OnHost, TensorCollective};
 use musher_proto::ids::{Generation, Rank};
 use tch::Device;
-use torch_ext::{Mark, SideStream};
+use torch_ext::Mark;
 
 use super::{SyncBatchNorm, TrainError, control::Control};
 
@@ -23,8 +23,6 @@ pub struct Membership {
     /// Where batch norm is over the batches of all ranks.
     pub batch_norm: Option<SyncBatchNorm>,
     pub(super) control: Control,
-    /// Where a GPU's buckets are handed to the exchange, beside the main stream.
-    pub(super) stream: SideStream,
     device: Device,
 }
 
@@ -38,8 +36,7 @@ impl Membership {
     ) -> Result<Self, TrainError> {
         let abort_word = gpus.as_ref().and_then(TensorCollective::abort_word);
         let control = Control::new(generation, hosts.world(), device, abort_word)?;
-        let stream = SideStream::of(device)?;
-        Ok(Self { generation, hosts: OnHost(hosts), gpus, batch_norm, control, stream, device })
+        Ok(Self { generation, hosts: OnHost(hosts), gpus, batch_norm, control, device })
     }
 
     pub fn rank(&self) -> Rank {

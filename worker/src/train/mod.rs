@@ -31,6 +31,7 @@ use musher_proto::{
 };
 use tch::Device;
 use thiserror::Error;
+use torch_ext::SideStream;
 
 pub(crate) use data::Input;
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
@@ -135,6 +136,8 @@ pub struct Trainer {
     job: Arc<JobConfig>,
     data: Feed,
     replica: Replica,
+    /// Where a GPU's buckets are handed to the exchange, beside the main stream.
+    exchange_stream: SideStream,
     /// The generation whose sync this replica's state completed last; 0: it holds nothing of the run.
     lineage: Generation,
     /// Samples that moved this replica's running statistics since they were last pooled.
@@ -163,6 +166,7 @@ impl Trainer {
             job,
             data,
             replica,
+            exchange_stream: SideStream::of(device)?,
             lineage: Generation(0),
             unpooled_samples: 0,
             bad_streak: 0,

@@ -15,7 +15,7 @@ use tracing::{debug, trace_span};
 use super::{
     Membership, SyncBatchNorm, TrainError, Trainer,
     data::DeviceBatch,
-    exchange::{Before, Buckets, overlapped},
+    exchange::{Before, Buckets, overlapped, sum_bucket},
     member::tensors,
     outcome::{Milestone, Outcome, Seen},
     schedule::learning_rate,
@@ -88,7 +88,7 @@ impl Trainer {
             gradients: self.replica.bucket_gradients()?,
             compression: self.job.train.compress_gradients,
             device: self.replica.device(),
-            stream: member.stream,
+            stream: self.exchange_stream,
         };
         let world = u64::from(member.world());
         let Membership { hosts, gpus, batch_norm, control, .. } = member;
@@ -191,19 +191,17 @@ impl Trainer {
     /// Computes the gradient of black images and forgets it: what is slow once is behind this replica before a team
     /// waits for it.
     ///
-    /// On a GPU they are as many as its share of a whole team will be, and cuDNN tries all its kernels on them. It
+    /// On a GPU they are as many as its share of a whole team will be, and cuDNN tries its best kernels on them. It
     /// remembers the fastest; in the run itself it tries none, as a team that changes, or an epoch's last batch, brings
     /// shapes that it would spend seconds on, each time, while others wait.
     pub fn warm_up(&mut self) -> Result<(), TrainError> {
         let cuda = self.replica.device().is_cuda();
-        let samples = if cuda { self.job.most_at_once(self.job.cluster.workers).max(2) } else { 2 };
-        if cuda {
-            tch::Cuda::cudnn_set_benchmark(true);
-        }
+        let cluster = &self.job.cluster;
+        let team = cluster.workers.max(cluster.min_workers);
+        let samples = if cuda { self.job.most_at_once(team).max(2) } else { 2 };
+        torch_ext::try_kernels(cuda)?;
         let warmed = self.warm_up_with(samples);
-        if cuda {
-            tch::Cuda::cudnn_set_benchmark(false);
-        }
+        torch_ext::try_kernels(false)?;
         warmed
     }
 
@@ -223,12 +221,17 @@ impl Trainer {
         let loss_sum = Tensor::f_zeros([], (Kind::Double, self.replica.device()))?;
         let words = member.control.words(Step(0), false, &loss_sum)?;
         if let Some(batch_norm) = &member.batch_norm {
+            let most = 1 + 2 * self.replica.widest_batch_norm() as i64;
             batch_norm.warm_up(&words)?;
+            batch_norm.warm_up(&Tensor::f_zeros([most], (Kind::Double, self.replica.device()))?)?;
         }
         let exchange = member.tensors();
-        for (index, tensor) in (0..).zip(self.replica.bucket_gradients()?.iter().chain([&words])) {
-            exchange.all_reduce(Tag::new(0, index, Phase::Warmup), tensor)?;
+        let buckets = self.replica.bucket_gradients()?;
+        for (index, bucket) in (0..).zip(&buckets) {
+            let compression = self.job.train.compress_gradients;
+            sum_bucket(exchange, compression, Tag::new(0, index, Phase::Warmup), bucket)?;
         }
+        exchange.all_reduce(Tag::new(0, buckets.len() as u32, Phase::Warmup), &words)?;
         exchange.wait()?;
         Ok(())
     }

@@ -377,10 +377,22 @@ pub fn device() -> Device {
     match name.strip_prefix("cuda:") {
         Some(index) => {
             torch_ext::open_cuda().unwrap();
+            torch_ext::repeatable_kernels().unwrap();
             Device::Cuda(index.parse().unwrap())
         }
         None => Device::Cpu,
     }
+}
+
+/// Whether several ranks of this process can sum in the midst of backward, as batch norm over all of them does. On a GPU
+/// they can't: libtorch computes all backward passes of one device on one thread, where the first rank to come would
+/// wait for the others. In the product each rank is a process.
+pub fn can_sum_in_backward() -> bool {
+    let can = device() == Device::Cpu;
+    if !can {
+        println!("skipped: the ranks of one process share a GPU's backward thread");
+    }
+    can
 }
 
 /// The one value that all have.

@@ -2,7 +2,7 @@
 
 use musher_proto::job::{JobConfig, Precision};
 
-use crate::harness::{Pets, Team, job, job_with_batch_norm};
+use crate::harness::{Pets, Team, can_sum_in_backward, job, job_with_batch_norm};
 
 fn losses(pets: &Pets, mut job: JobConfig, precision: Precision) -> Vec<f64> {
     job.train.precision = precision;
@@ -14,7 +14,7 @@ fn bf16_learns_as_f32_does() {
     let pets = Pets::drawn();
     let over_ranks = || {
         let mut job = job_with_batch_norm();
-        job.model.sync_batch_norm = true;
+        job.model.sync_batch_norm = can_sum_in_backward();
         job
     };
     for job in [job, job_with_batch_norm, over_ranks] {

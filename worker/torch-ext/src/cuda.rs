@@ -31,6 +31,20 @@ pub fn open_cuda() -> Result<(), Error> {
     }
 }
 
+/// Whether cuDNN tries kernels for each new shape of a convolution on this thread, in this process, and remembers the
+/// fastest: three of those that it thinks best, which takes a second or so for a network instead of many. Their
+/// memory is not given back to the device each time, as libtorch would.
+pub fn try_kernels(on: bool) -> Result<(), Error> {
+    // SAFETY: sets flags of the process.
+    ffi::check(unsafe { ffi::torch_ext_try_kernels(on) })
+}
+
+/// From now on cuDNN takes only kernels that give the same bits each time, in this process.
+pub fn repeatable_kernels() -> Result<(), Error> {
+    // SAFETY: sets a flag of the process.
+    ffi::check(unsafe { ffi::torch_ext_repeatable_kernels() })
+}
+
 /// libtorch's current stream on this thread for CUDA device `ordinal`; null is CUDA's default stream.
 pub fn current_stream(ordinal: usize) -> Result<*mut c_void, Error> {
     let index = i8::try_from(ordinal).map_err(|_| Error(format!("there is no CUDA device {ordinal}")))?;

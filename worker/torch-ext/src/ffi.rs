@@ -53,6 +53,8 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_copy_later(target: *mut C_tensor, source: *mut C_tensor) -> *mut c_char;
     pub(crate) fn torch_ext_autocast_bf16(device_type: i8, on: bool) -> *mut c_char;
     pub(crate) fn torch_ext_allow_tf32(allow: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_try_kernels(on: bool) -> *mut c_char;
+    pub(crate) fn torch_ext_repeatable_kernels() -> *mut c_char;
     pub(crate) fn torch_ext_cpu_capability() -> *const c_char;
     pub(crate) fn torch_ext_spread(
         x: *mut C_tensor,

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/native/ConvUtils.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -163,6 +164,18 @@ char *torch_ext_autocast_bf16(int8_t device_type, bool on) {
 const char *torch_ext_cpu_capability() {
   static const std::string capability = at::get_cpu_capability();
   return capability.c_str();
+}
+
+char *torch_ext_try_kernels(bool on) {
+  return guarded([&] {
+    at::globalContext().setBenchmarkCuDNN(on);
+    at::globalContext().setBenchmarkLimitCuDNN(3);
+    at::native::_cudnn_set_conv_benchmark_empty_cache(false);
+  });
+}
+
+char *torch_ext_repeatable_kernels() {
+  return guarded([&] { at::globalContext().setDeterministicCuDNN(true); });
 }
 
 char *torch_ext_allow_tf32(bool allow) {

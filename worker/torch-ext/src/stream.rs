@@ -54,6 +54,16 @@ pub fn copy_later(target: &mut Tensor, source: &Tensor) -> Result<(), Error> {
     ffi::check(unsafe { ffi::torch_ext_copy_later(target.as_mut_ptr(), source.as_ptr().cast_mut()) })
 }
 
+/// Keeps a tensor's memory its own, though the tensor be dropped, until what this thread has given to the device so far is
+/// done: for one that was allocated on another stream.
+pub fn used_here(tensor: &Tensor) -> Result<(), Error> {
+    if tensor.device() == Device::Cpu {
+        return Ok(());
+    }
+    // SAFETY: the pointer is of a live tensor, borrowed for the call.
+    ffi::check(unsafe { ffi::torch_ext_used_here(tensor.as_ptr().cast_mut()) })
+}
+
 /// A place in the current stream of the thread that set it: behind all it had given to the device.
 pub struct Mark(Option<NonNull<c_void>>);
 
@@ -87,11 +97,7 @@ impl Mark {
         let Some(mark) = self.0 else { return Ok(()) };
         // SAFETY: the event lives until `self` is dropped.
         ffi::check(unsafe { ffi::torch_ext_wait_for(mark.as_ptr()) })?;
-        for tensor in tensors {
-            // SAFETY: the pointer is of a live tensor, borrowed for the call.
-            ffi::check(unsafe { ffi::torch_ext_used_here(tensor.as_ptr().cast_mut()) })?;
-        }
-        Ok(())
+        tensors.iter().try_for_each(|tensor| used_here(tensor))
     }
 }
 
