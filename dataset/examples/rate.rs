@@ -26,12 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root: PathBuf = arguments.next().ok_or("name the data set's root")?.into();
     let size: u32 = arguments.next().map_or(Ok(224), |size| size.parse())?;
     let epochs: u32 = arguments.next().map_or(Ok(2), |epochs| epochs.parse())?;
-    let dataset = Dataset::open(&Source {
-        root,
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    })?;
+    let dataset = Dataset::open(&Source::at(root))?;
     let split = dataset.train();
     let view = View {
         transform: Transform::Augment(AugmentOptions::default()),

@@ -43,13 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root: PathBuf = arguments.next().ok_or("name a packed data set")?.into();
     let latency_ms: u64 = arguments.next().map_or(Ok(30), |latency| latency.parse())?;
     let far = Far { near: Directory(root.clone()), latency: Duration::from_millis(latency_ms) };
-    let dataset = Dataset::open(&Source {
-        root,
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        store: Some(Arc::new(far)),
-        ..Source::default()
-    })?;
+    let dataset = Dataset::open(&Source { store: Some(Arc::new(far)), ..Source::at(root) })?;
     println!("{} samples, {latency_ms} ms a read, 64 pixels, two loader threads", dataset.train().len());
     for read_ahead in [0, 1, 4, 16, 64, 256] {
         println!("read ahead {read_ahead:>3}: {:>6.0} samples/s", rate(&dataset, read_ahead)?);

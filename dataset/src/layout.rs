@@ -34,6 +34,18 @@ pub struct Source {
     pub disk_cache: Option<DiskCacheOptions>,
 }
 
+impl Source {
+    /// The data set in that directory, by the lists that it comes with.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            train_split: "annotations/trainval.txt".into(),
+            val_split: "annotations/test.txt".into(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A data set whose lists are read and whose files are all there.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -384,12 +396,7 @@ mod tests {
         }
         fs::write(root.path().join("annotations/trainval.txt"), train).unwrap();
         fs::write(root.path().join("annotations/test.txt"), val).unwrap();
-        let source = Source {
-            root: root.path().into(),
-            train_split: "annotations/trainval.txt".into(),
-            val_split: "annotations/test.txt".into(),
-            ..Source::default()
-        };
+        let source = Source::at(root.path());
         (root, source)
     }
 

@@ -11,12 +11,7 @@ use musher_dataset::{
 fn drawn() -> (tempfile::TempDir, Split) {
     let root = tempfile::tempdir().unwrap();
     synth::draw(root.path(), &SynthOptions { train: 9, val: 1, seed: 1, sides: [64, 96] }).unwrap();
-    let dataset = Dataset::open(&Source {
-        root: root.path().into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    });
+    let dataset = Dataset::open(&Source::at(root.path()));
     let split = Split::clone(&dataset.unwrap().train());
     (root, split)
 }

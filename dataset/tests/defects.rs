@@ -236,12 +236,7 @@ fn a_check_goes_on_past_every_defect() {
     folder.write("images/good.mat", b"MATLAB 5.0 MAT-file");
     folder.write("annotations/trainval.txt", "good\nsmall\nmaskless\nimageless\n");
     folder.write("annotations/test.txt", "gif\ngood\n");
-    let source = Source {
-        root: folder.0.path().into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    };
+    let source = Source::at(folder.0.path());
     let report = check(&source).unwrap();
     assert_eq!((report.errors(), report.warnings()), (3, 1), "{report}");
     assert_eq!((report.train.usable, report.val.usable), (1, 2));

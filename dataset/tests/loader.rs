@@ -21,13 +21,7 @@ static DRAWN: LazyLock<(tempfile::TempDir, Dataset)> = LazyLock::new(|| {
 });
 
 fn open(root: &std::path::Path) -> Dataset {
-    Dataset::open(&Source {
-        root: root.into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    })
-    .unwrap()
+    Dataset::open(&Source::at(root)).unwrap()
 }
 
 const SIDE: usize = 32;

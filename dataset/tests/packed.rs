@@ -27,18 +27,9 @@ static DRAWN: LazyLock<TempDir> = LazyLock::new(|| {
     root
 });
 
-fn source(root: &Path) -> Source {
-    Source {
-        root: root.into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    }
-}
-
 fn packed() -> TempDir {
     let out = tempfile::tempdir().unwrap();
-    pack(&source(DRAWN.path()), out.path(), PackOptions { shard_bytes: SHARD_BYTES }).unwrap();
+    pack(&Source::at(DRAWN.path()), out.path(), PackOptions { shard_bytes: SHARD_BYTES }).unwrap();
     out
 }
 
@@ -134,7 +125,7 @@ fn shards_hold_the_files_as_they_are_in_the_lists_order() {
             found.push((name, bytes));
         }
     }
-    let dataset = Dataset::open(&source(DRAWN.path())).unwrap();
+    let dataset = Dataset::open(&Source::at(DRAWN.path())).unwrap();
     // `test-*.tar` comes before `trainval-*.tar`.
     let samples = [dataset.val(), dataset.train()];
     let mut kinds = [0, 0];
@@ -158,11 +149,11 @@ fn shards_hold_the_files_as_they_are_in_the_lists_order() {
 #[test]
 fn packed_and_unpacked_are_of_one_team_and_train_alike() {
     let (out, disk) = (packed(), tempfile::tempdir().unwrap());
-    let unpacked = Dataset::open(&source(DRAWN.path())).unwrap();
+    let unpacked = Dataset::open(&Source::at(DRAWN.path())).unwrap();
     let expected = all(loader(&unpacked, 1, 0, 0));
     let cache = DiskCacheOptions { directory: disk.path().into(), budget_bytes: 200_000 };
     for disk_cache in [None, Some(cache.clone()), Some(cache)] {
-        let dataset = Dataset::open(&Source { disk_cache, ..source(out.path()) }).unwrap();
+        let dataset = Dataset::open(&Source { disk_cache, ..Source::at(out.path()) }).unwrap();
         assert_eq!(dataset.digest(), unpacked.digest());
         for (threads, read_ahead, cache_bytes) in
             [(1, 0, 0), (1, 1, 0), (3, 1, 0), (4, 2, usize::MAX), (2, 64, 100_000)]
@@ -177,7 +168,7 @@ fn packed_and_unpacked_are_of_one_team_and_train_alike() {
 #[test]
 fn a_decoder_reads_ahead_only_what_is_wanted() {
     let out = packed();
-    let dataset = Dataset::open(&source(out.path())).unwrap();
+    let dataset = Dataset::open(&Source::at(out.path())).unwrap();
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
     let names = asked.clone();
     let options = DecoderOptions {
@@ -192,7 +183,7 @@ fn a_decoder_reads_ahead_only_what_is_wanted() {
         warnings: quiet(),
     };
     let mut decoder = Decoder::start(options, plan());
-    let unpacked = Dataset::open(&source(DRAWN.path())).unwrap().train();
+    let unpacked = Dataset::open(&Source::at(DRAWN.path())).unwrap().train();
     while let Some(decoded) = decoder.next() {
         let decoded = decoded.unwrap();
         for (&id, raster) in decoded.plan.sample_ids.iter().zip(decoded.samples) {
@@ -207,7 +198,7 @@ fn a_decoder_reads_ahead_only_what_is_wanted() {
 #[test]
 fn a_plan_that_panics_or_stops_is_no_end_in_silence() {
     let out = packed();
-    let dataset = Dataset::open(&source(out.path())).unwrap();
+    let dataset = Dataset::open(&Source::at(out.path())).unwrap();
     let options = |read_ahead| LoaderOptions {
         split: dataset.train(),
         view: View {
@@ -244,14 +235,14 @@ fn a_sample_of_both_lists_is_packed_once() {
     let both = lists.each_ref().map(|list| fs::read_to_string(list).unwrap()).concat();
     fs::write(&lists[1], both).unwrap();
     let out = tempfile::tempdir().unwrap();
-    let packing = pack(&source(root.path()), out.path(), PackOptions { shard_bytes: 1 }).unwrap();
+    let packing = pack(&Source::at(root.path()), out.path(), PackOptions { shard_bytes: 1 }).unwrap();
     assert_eq!((packing.samples, packing.shards), (5, 5));
-    let dataset = Dataset::open(&source(out.path())).unwrap();
+    let dataset = Dataset::open(&Source::at(out.path())).unwrap();
     assert_eq!((dataset.train().len(), dataset.val().len()), (3, 5));
-    assert_eq!(dataset.digest(), Dataset::open(&source(root.path())).unwrap().digest());
+    assert_eq!(dataset.digest(), Dataset::open(&Source::at(root.path())).unwrap().digest());
     // Another list of packed samples is a text file beside the others.
     fs::write(out.path().join("annotations/few.txt"), &dataset.train().samples[1].name).unwrap();
-    let few = Source { train_split: "annotations/few.txt".into(), ..source(out.path()) };
+    let few = Source { train_split: "annotations/few.txt".into(), ..Source::at(out.path()) };
     assert_eq!(Dataset::open(&few).unwrap().train().len(), 1);
 }
 
@@ -260,23 +251,24 @@ fn what_cannot_be_packed_is_refused() {
     let root = tempfile::tempdir().unwrap();
     synth::draw(root.path(), &SynthOptions { train: 2, val: 1, seed: 1, sides: [32, 48] }).unwrap();
     let options = PackOptions { shard_bytes: SHARD_BYTES };
-    assert!(sentence(pack(&source(root.path()), root.path(), options)).contains("is not empty"));
+    assert!(sentence(pack(&Source::at(root.path()), root.path(), options)).contains("is not empty"));
     for (folder, extension) in [("images", "jpg"), ("annotations/trimaps", "png")] {
         let from = fs::read_dir(root.path().join(folder)).unwrap().next().unwrap().unwrap().path();
         fs::copy(from, root.path().join(folder).join(format!("a.b.{extension}"))).unwrap();
     }
     fs::write(root.path().join("annotations/test.txt"), "a.b\n").unwrap();
     let out = tempfile::tempdir().unwrap();
-    assert!(sentence(pack(&source(root.path()), out.path(), options)).contains("`a.b` can't be packed"));
+    assert!(sentence(pack(&Source::at(root.path()), out.path(), options)).contains("`a.b` can't be packed"));
     // It was interrupted, and says so.
     assert!(
-        sentence(Dataset::open(&source(out.path()))).contains("index.json does not exist, but tar shards do")
+        sentence(Dataset::open(&Source::at(out.path())))
+            .contains("index.json does not exist, but tar shards do")
     );
 }
 
 #[test]
 fn what_does_not_fit_is_found_before_it_is_trained_on() {
-    let opened = |out: &TempDir| Dataset::open(&source(out.path()));
+    let opened = |out: &TempDir| Dataset::open(&Source::at(out.path()));
     let out = packed();
     let shard = shards(out.path()).remove(1);
     let whole = fs::read(&shard).unwrap();
@@ -284,7 +276,7 @@ fn what_does_not_fit_is_found_before_it_is_trained_on() {
     fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
     let text = sentence(opened(&out));
     assert!(text.contains(shard.to_str().unwrap()) && text.contains(&whole.len().to_string()), "{text}");
-    assert!(sentence(check(&source(out.path()))).contains("its index says"));
+    assert!(sentence(check(&Source::at(out.path()))).contains("its index says"));
 
     fs::remove_file(&shard).unwrap();
     assert!(sentence(opened(&out)).contains("is gone"));
@@ -310,7 +302,7 @@ fn what_does_not_fit_is_found_before_it_is_trained_on() {
 fn damage_that_comes_later_ends_with_a_sentence() {
     for read_ahead in [0, 8] {
         let out = packed();
-        let dataset = Dataset::open(&source(out.path())).unwrap();
+        let dataset = Dataset::open(&Source::at(out.path())).unwrap();
         let victim = out.path().join("trainval-000001.tar");
         let whole = fs::read(&victim).unwrap();
         let error = || first_error(loader(&dataset, 2, read_ahead, 0)).to_string();
@@ -319,7 +311,7 @@ fn damage_that_comes_later_ends_with_a_sentence() {
         let file = OpenOptions::new().write(true).open(&victim).unwrap();
         file.write_all_at(&[whole[1000] ^ 1], 1000).unwrap();
         assert!(error().contains("is not what was packed"), "{}", error());
-        assert!(check(&source(out.path())).unwrap().errors() == 1);
+        assert!(check(&Source::at(out.path())).unwrap().errors() == 1);
         file.set_len(700).unwrap();
         assert!(error().contains("ends before its index says"), "{}", error());
         fs::remove_file(&victim).unwrap();
@@ -332,13 +324,13 @@ fn damage_that_comes_later_ends_with_a_sentence() {
 #[test]
 fn check_compares_each_tar_with_the_index() {
     let out = packed();
-    let report = check(&source(out.path())).unwrap();
+    let report = check(&Source::at(out.path())).unwrap();
     assert_eq!((report.errors(), report.train.usable, report.val.usable), (0, 20, 6), "{report}");
     // Another header, the same contents: only a walk through the tar sees it.
     let shard = out.path().join("trainval-000000.tar");
     let file = OpenOptions::new().write(true).open(&shard).unwrap();
     file.write_all_at(b"x", 0).unwrap();
-    let report = check(&source(out.path())).unwrap();
+    let report = check(&Source::at(out.path())).unwrap();
     assert_eq!(report.errors(), 1, "{report}");
     assert!(report.problems[0].text.contains("does not fit its index"), "{report}");
 }
@@ -347,7 +339,8 @@ fn check_compares_each_tar_with_the_index() {
 fn a_damaged_copy_in_the_disk_cache_is_read_again() {
     let (out, disk) = (packed(), tempfile::tempdir().unwrap());
     let cache = DiskCacheOptions { directory: disk.path().into(), budget_bytes: 1 << 30 };
-    let opened = || Dataset::open(&Source { disk_cache: Some(cache.clone()), ..source(out.path()) }).unwrap();
+    let opened =
+        || Dataset::open(&Source { disk_cache: Some(cache.clone()), ..Source::at(out.path()) }).unwrap();
     let expected = all(loader(&opened(), 2, 4, 0));
     let copies = files(disk.path());
     assert_eq!(copies.len(), 20);
@@ -394,11 +387,11 @@ fn a_full_disk_ends_the_keeping_and_not_the_training() {
     };
     let out = packed();
     let cache = DiskCacheOptions { directory: disk.clone(), budget_bytes: 1 << 30 };
-    let dataset = Dataset::open(&Source { disk_cache: Some(cache), ..source(out.path()) }).unwrap();
+    let dataset = Dataset::open(&Source { disk_cache: Some(cache), ..Source::at(out.path()) }).unwrap();
     let told: Arc<Mutex<Vec<DataWarning>>> = Arc::default();
     let sink = told.clone();
     let warnings = Warnings::new(move |warning| sink.lock().unwrap().push(warning));
-    let unpacked = Dataset::open(&source(DRAWN.path())).unwrap();
+    let unpacked = Dataset::open(&Source::at(DRAWN.path())).unwrap();
     for _ in 0..2 {
         for (sample, expected) in dataset.train().samples.iter().zip(&unpacked.train().samples) {
             let pair = ImageCache::new(0).get(sample, &warnings).unwrap();
@@ -416,12 +409,12 @@ fn validation_may_be_held_out_of_training() {
     let out = packed();
     let opened = |root: &Path, fraction, seed| {
         let held_out = Some(HeldOut { fraction, seed });
-        Dataset::open(&Source { held_out, val_split: "annotations/none.txt".into(), ..source(root) })
+        Dataset::open(&Source { held_out, val_split: "annotations/none.txt".into(), ..Source::at(root) })
     };
     let names = |split: &musher_dataset::Split| -> Vec<String> {
         split.samples.iter().map(|sample| sample.name.clone()).collect()
     };
-    let whole = names(&Dataset::open(&source(DRAWN.path())).unwrap().train());
+    let whole = names(&Dataset::open(&Source::at(DRAWN.path())).unwrap().train());
     let dataset = opened(DRAWN.path(), 0.25, 44).unwrap();
     let (train, val) = (names(&dataset.train()), names(&dataset.val()));
     assert_eq!((train.len(), val.len()), (15, 5));

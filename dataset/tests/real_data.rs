@@ -14,12 +14,7 @@ fn pets() -> Option<Source> {
         println!("skipped: no data set at {}", root.display());
         return None;
     }
-    Some(Source {
-        root,
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    })
+    Some(Source::at(root))
 }
 
 #[test]

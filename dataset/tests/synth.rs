@@ -11,15 +11,6 @@ use musher_dataset::{Dataset, DatasetError, Pair, Source, decode_pair};
 
 const OPTIONS: SynthOptions = SynthOptions { train: 30, val: 10, seed: 5, sides: [80, 120] };
 
-fn source(root: &Path) -> Source {
-    Source {
-        root: root.into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    }
-}
-
 fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     ["images", "annotations", "annotations/trimaps"]
         .iter()
@@ -34,7 +25,7 @@ fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
 fn the_check_finds_nothing_wrong() {
     let root = tempfile::tempdir().unwrap();
     draw(root.path(), &OPTIONS).unwrap();
-    let report = check(&source(root.path())).unwrap();
+    let report = check(&Source::at(root.path())).unwrap();
     assert_eq!((report.errors(), report.warnings()), (0, 0), "{report}");
     assert_eq!((report.train.usable, report.val.usable), (30, 10));
     assert_eq!(report.unlisted.len() + report.not_images.len() + report.in_both.len(), 0);
@@ -107,7 +98,7 @@ fn colour_alone_does_not_find_the_figures() {
 }
 
 fn pairs(root: &Path) -> Vec<Pair> {
-    let dataset = Dataset::open(&source(root)).unwrap();
+    let dataset = Dataset::open(&Source::at(root)).unwrap();
     let (train, val) = (dataset.train(), dataset.val());
     train
         .samples

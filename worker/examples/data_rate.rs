@@ -144,12 +144,7 @@ fn cpu_ms(clock: ClockId) -> f64 {
 }
 
 fn open(root: &Path) -> Result<Arc<Dataset>, Box<dyn Error>> {
-    Ok(Arc::new(Dataset::open(&Source {
-        root: root.into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    })?))
+    Ok(Arc::new(Dataset::open(&Source::at(root))?))
 }
 
 fn device(name: &str) -> Result<Device, String> {

@@ -72,12 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             drawn.path().to_owned()
         }
     };
-    let dataset = Arc::new(Dataset::open(&Source {
-        root,
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..Source::default()
-    })?);
+    let dataset = Arc::new(Dataset::open(&Source::at(root))?);
     for &batch in &arguments.batches {
         let StepAlone { rate, enqueue_ms, idle_ms } = step_alone(&arguments, batch)?;
         let with_data = match arguments.alone {

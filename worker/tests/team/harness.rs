@@ -122,12 +122,7 @@ impl Pets {
 }
 
 fn open(root: &Path) -> Arc<Dataset> {
-    let dataset = Dataset::open(&musher_dataset::Source {
-        root: root.into(),
-        train_split: "annotations/trainval.txt".into(),
-        val_split: "annotations/test.txt".into(),
-        ..musher_dataset::Source::default()
-    });
+    let dataset = Dataset::open(&musher_dataset::Source::at(root));
     Arc::new(dataset.unwrap())
 }
 
