@@ -27,7 +27,7 @@ JUST_NOW := $(shell date +%s)
 .PHONY: train test test-extra bench compare soak mutants setup build lint clean
 
 train: build $(if $(filter data/synth,$(DATA)),data/synth)
-	rm -rf runs/small
+	@if [ -e runs/small ]; then mv runs/small runs/small-$(JUST_NOW) && echo "the run before is in runs/small-$(JUST_NOW)"; fi
 	$(BIN)/musher launch $(JOB) --workers $(WORKERS) --run-dir runs/small --set data.root=$(DATA) $(ARGS)
 	@echo "weights: runs/small/best.safetensors   predictions beside the truth: runs/small/samples/best.png"
 

@@ -284,8 +284,8 @@ impl Announcer {
         let small = share < SMALL_SHARE && !model.freeze_batch_norm && !model.sync_batch_norm;
         if world_size > 1 && small && !std::mem::replace(&mut self.warned, true) {
             warn!(
-                "batch norm sees {share} samples a rank: below {SMALL_SHARE} it learns worse; raise train.global_batch \
-                 or use fewer workers"
+                "batch norm sees {share} samples a rank: below {SMALL_SHARE} it learns worse; raise train.global_batch, \
+                 use fewer workers, or set model.sync_batch_norm"
             );
         }
     }

@@ -44,6 +44,16 @@ pub enum RunDirError {
         path.display()
     )]
     State { path: PathBuf, reason: String },
+    #[error(
+        "none of the {count} checkpoints in {place} is intact ({reason}): put a good copy back, or start a new run in \
+         another --run-dir"
+    )]
+    NothingIntact { place: String, count: usize, reason: String },
+    #[error(
+        "checkpoint {best} was saved, but {place} holds none any more: put it back, or start a new run in another \
+         --run-dir"
+    )]
+    NothingLeft { place: String, best: String },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
@@ -81,8 +91,12 @@ impl RunDir {
             _ => fs::create_dir_all(path).map_err(io)?,
         }
         let lock = File::create(path.join("lock")).map_err(io)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| RunDirError::InUse(path.to_owned()))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            match error {
+                rustix::io::Errno::WOULDBLOCK => RunDirError::InUse(path.to_owned()),
+                other => io(other.into()),
+            }
+        })?;
         fs::create_dir_all(path.join("samples")).map_err(io)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
@@ -208,6 +222,14 @@ pub fn resume_point(
         warn!(checkpoint = skipped.id.as_str(), reason = %skipped.reason, "skipping a damaged checkpoint");
     }
     let Some(manifest) = latest.manifest else {
+        // To start anew here would write over what may be mended, and over the best weights.
+        if let Some(first) = latest.skipped.first() {
+            let (place, reason) = (store.name(), first.reason.to_string());
+            return Err(RunDirError::NothingIntact { place, count: latest.skipped.len(), reason });
+        }
+        if let Some(best) = &state.progress.saved_best {
+            return Err(RunDirError::NothingLeft { place: store.name(), best: best.checkpoint.to_string() });
+        }
         warn!("there is no complete checkpoint to resume from");
         return Ok(None);
     };
@@ -232,12 +254,17 @@ pub fn resume_point(
     }))
 }
 
-/// A run directory that is new, where the checkpoints lie elsewhere, has no best weights yet.
+/// A run directory that is new, where the checkpoints lie elsewhere, has no best weights yet; one whose disk was full
+/// may have an earlier epoch's.
 fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress) {
-    let Some(best) = progress.saved_best.as_ref().filter(|_| !run_dir.best_weights().exists()) else {
-        return;
+    let Some(best) = &progress.saved_best else { return };
+    let (id, place) = (&best.checkpoint, run_dir.best_weights());
+    let fetched = match store.is_copy(id, store::WEIGHTS, &place) {
+        Ok(true) => Ok(()),
+        Ok(false) => store.copy_out(id, store::WEIGHTS, &place),
+        Err(error) => Err(error),
     };
-    if let Err(error) = store.copy_out(&best.checkpoint, store::WEIGHTS, &run_dir.best_weights()) {
+    if let Err(error) = fetched {
         warn!(checkpoint = best.checkpoint.as_str(), %error, "the best epoch's weights could not be fetched");
     }
 }
@@ -279,7 +306,25 @@ fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
             return Err(RunDirError::JobChanged { key, then: show(then), now: show(now) });
         }
     }
+    for (key, (then, now)) in changed_recipe(&then, &now) {
+        warn!(key, %then, %now, "the run goes on with another recipe than it began with");
+    }
     Ok(())
+}
+
+/// Keys of the sections that decide what is learned, with their values then and now, where these differ.
+fn changed_recipe(then: &Value, now: &Value) -> Vec<(String, (Value, Value))> {
+    let mut changed = Vec::new();
+    for section in ["augment", "model", "train", "early_stopping"] {
+        let Some(keys) = now[section].as_object() else { continue };
+        for (key, now) in keys {
+            let then = &then[section][key];
+            if then != now {
+                changed.push((format!("{section}.{key}"), (then.clone(), now.clone())));
+            }
+        }
+    }
+    changed
 }
 
 fn plain(job: &JobConfig) -> Value {

@@ -17,10 +17,11 @@ mod state;
 mod writer;
 
 use std::cmp::Reverse;
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use musher_proto::ids::CheckpointId;
+use musher_proto::{digest, ids::CheckpointId};
 use musher_store::{Patience, Store, Variables};
 
 pub use directory::Access;
@@ -196,6 +197,14 @@ impl CheckpointStore {
     pub fn copy_out(&self, id: &CheckpointId, file: &str, to: &Path) -> Result<(), StoreError> {
         let Source { mut reader, .. } = self.source(id, file)?;
         durable::replace(to, |to| io::copy(&mut reader, to).map(drop))
+    }
+
+    /// Whether `copy` holds that file of checkpoint `id`, byte for byte; one that can't be read does not.
+    pub fn is_copy(&self, id: &CheckpointId, file: &str, copy: &Path) -> Result<bool, StoreError> {
+        let manifest = self.manifest(id)?;
+        let Some(stored) = manifest.files.iter().find(|stored| stored.file == file) else { return Ok(false) };
+        let Ok(bytes) = fs::read(copy) else { return Ok(false) };
+        Ok(bytes.len() as u64 == stored.bytes && digest::of_slice(0, &bytes) == stored.digest)
     }
 
     /// Removes all complete checkpoints but the `keep` newest and `best`; says which went.

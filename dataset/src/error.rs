@@ -28,7 +28,7 @@ pub enum DatasetError {
     )]
     NoFolder { folder: PathBuf },
 
-    #[error("the split list {} does not exist; correct the split's path in the config", .list.display())]
+    #[error("the split list {} does not exist; correct its path", .list.display())]
     NoList { list: PathBuf },
 
     #[error("the split list {} names no image; put one name a line into it", .list.display())]

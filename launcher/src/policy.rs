@@ -2,9 +2,11 @@
 
 use std::{process::ExitStatus, time::Duration};
 
-/// Exit code by which a worker tells its launcher that another start on this machine would end alike: its
-/// run failed, or has no use for it. Without a launcher it says 1.
+/// Exit code by which a worker tells its launcher that another start of any worker would end alike: its run is over,
+/// or failed. Without a launcher it says 1.
 pub const FUTILE: u8 = 3;
+/// As [`FUTILE`], of this worker alone: the run has no use for it.
+pub const UNFIT: u8 = 4;
 /// Exit code of a worker whose run was stopped, or that was drained: it has nothing left to do.
 const RESUMABLE: i32 = 75;
 /// Exit code for bad usage or configuration: another start would end alike.
@@ -44,7 +46,8 @@ impl RestartPolicy {
     /// Judges a process that `lived` so long and ended with `status`, after `in_a_row` restarts in a row.
     /// Returns the count to go on with, too.
     pub fn judge(&self, status: ExitStatus, lived: Duration, in_a_row: u32) -> (Verdict, u32) {
-        if matches!(status.code(), Some(0 | USAGE | RESUMABLE)) || is_futile(status) {
+        let is_unfit = status.code() == Some(UNFIT.into());
+        if matches!(status.code(), Some(0 | USAGE | RESUMABLE)) || is_unfit || is_futile(status) {
             return (Verdict::Ended, in_a_row);
         }
         let before = if lived >= self.settled { 0 } else { in_a_row };
@@ -74,7 +77,7 @@ mod tests {
 
     #[test]
     fn work_that_is_done_is_not_begun_again() {
-        for code in [0, 2, 3, 75] {
+        for code in [0, 2, 3, 4, 75] {
             let status = ExitStatus::from_raw(code << 8);
             assert_eq!(
                 RestartPolicy::default().judge(status, QUICK, 0).0,

@@ -148,14 +148,17 @@ impl Ender {
 /// One worker through all its lives; returns how the last one ended.
 async fn keep_running(
     command: WorkerCommand,
-    mut child: Child,
+    child: Child,
     policy: RestartPolicy,
     mut wishes: watch::Receiver<Wish>,
 ) -> Option<ExitStatus> {
-    let mut in_a_row = 0;
+    let (mut child, mut born, mut in_a_row) = (Some(child), Instant::now(), 0);
+    let mut status = ExitStatus::default();
     loop {
-        let born = Instant::now();
-        let status = until_it_ends(&mut child, &mut wishes).await?;
+        // Without a child the system could not start one just now, which counts as a life.
+        if let Some(mut child) = child.take() {
+            status = until_it_ends(&mut child, &mut wishes).await?;
+        }
         if *wishes.borrow() != Wish::Run {
             return Some(status);
         }
@@ -177,18 +180,17 @@ async fn keep_running(
             () = time::sleep(wait) => {}
             _ = wishes.wait_for(|&wish| wish != Wish::Run) => return Some(status),
         }
-        child = match spawn(&command) {
-            Ok(child) => child,
-            Err(error) => {
-                warn!(
-                    worker = command.name,
-                    error = format!("{error:#}"),
-                    "a worker could not be started again"
-                );
-                return Some(status);
+        born = Instant::now();
+        match spawn(&command) {
+            Ok(started) => {
+                info!(worker = command.name, "a worker was started again");
+                child = Some(started);
             }
-        };
-        info!(worker = command.name, "a worker was started again");
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(worker = command.name, error, "a worker could not be started again");
+            }
+        }
     }
 }
 

@@ -16,6 +16,14 @@ fn required<T>(field: Option<T>, missing: &'static str) -> Result<T, Malformed> 
     field.ok_or(Malformed(missing))
 }
 
+/// Milliseconds that somebody took.
+fn time_ms(ms: f64) -> Result<f64, Malformed> {
+    match ms.is_finite() && ms >= 0.0 {
+        true => Ok(ms),
+        false => Err(Malformed("Progress tells a time that is none")),
+    }
+}
+
 impl From<Fenced<FromWorker>> for wire::WorkerMessage {
     fn from(message: Fenced<FromWorker>) -> Self {
         use wire::worker_message::Body;
@@ -136,8 +144,11 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 cursor: m.cursor,
                 loss: m.loss,
                 images_per_second: m.images_per_second,
-                step_ms: m.step_ms,
-                waits: domain::StepWaits { data_ms: m.data_wait_ms, peers_ms: m.peers_wait_ms },
+                step_ms: time_ms(m.step_ms)?,
+                waits: domain::StepWaits {
+                    data_ms: time_ms(m.data_wait_ms)?,
+                    peers_ms: time_ms(m.peers_wait_ms)?,
+                },
                 steps_skipped: m.steps_skipped,
             }),
             Body::SegmentFinished(m) => FromWorker::SegmentFinished(domain::SegmentFinished {
@@ -178,7 +189,7 @@ impl From<Fenced<ToWorker>> for wire::CoordinatorMessage {
                 let (session, run, run_id, job_json) = (m.session.0, m.run, m.run_id, m.job_json);
                 Body::Welcome(wire::Welcome { session, run, run_id, job_json })
             }
-            ToWorker::Refused { reason } => Body::Refused(wire::Refused { reason }),
+            ToWorker::Refused { reason, may_pass } => Body::Refused(wire::Refused { reason, may_pass }),
             ToWorker::Form(m) => Body::Form(m.into()),
             ToWorker::Train(m) => Body::Train(wire::Train { epoch: m.epoch.0, cursor: m.cursor, end: m.end }),
             ToWorker::Pause => Body::Pause(wire::Pause {}),
@@ -215,7 +226,7 @@ impl TryFrom<wire::CoordinatorMessage> for Fenced<ToWorker> {
                 run_id: m.run_id,
                 job_json: m.job_json,
             }),
-            Body::Refused(m) => ToWorker::Refused { reason: m.reason },
+            Body::Refused(m) => ToWorker::Refused { reason: m.reason, may_pass: m.may_pass },
             Body::Form(m) => ToWorker::Form(m.try_into()?),
             Body::Train(m) => {
                 ToWorker::Train(domain::Train { epoch: Epoch(m.epoch), cursor: m.cursor, end: m.end })
@@ -550,7 +561,7 @@ mod tests {
                 run_id: "5f0e".into(),
                 job_json: "{}".into(),
             }),
-            ToWorker::Refused { reason: "other data".into() },
+            ToWorker::Refused { reason: "other data".into(), may_pass: true },
             form(Start::Seeded),
             form(Start::Held),
             form(Start::Checkpoint("e0001-s00000008".into())),
@@ -602,6 +613,16 @@ mod tests {
     #[test]
     fn a_malformed_message_is_a_sentence() {
         assert!(Fenced::<FromWorker>::try_from(wire::WorkerMessage::default()).is_err());
+        for ms in [f64::NAN, f64::INFINITY, -1.0] {
+            let mut progress = wire::Progress { phase: wire::Phase::Training.into(), ..Default::default() };
+            progress.activity = wire::Activity::Working.into();
+            let said = |body| wire::WorkerMessage { body: Some(body), ..Default::default() };
+            let body = wire::worker_message::Body::Progress;
+            assert!(Fenced::<FromWorker>::try_from(said(body(progress))).is_ok());
+            progress.step_ms = ms;
+            let error = Fenced::<FromWorker>::try_from(said(body(progress))).unwrap_err().to_string();
+            assert!(error.contains("a time that is none"), "{error}");
+        }
         let mut form = wire::Form::from(match to_worker().remove(2) {
             ToWorker::Form(form) => form,
             _ => unreachable!("the third message is a Form"),

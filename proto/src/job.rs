@@ -239,7 +239,7 @@ pub struct EarlyStopping {
     pub patience: u32,
     /// Smaller improvements than this count as none, at least 0.
     pub min_delta: f64,
-    /// Epochs before this one are not judged.
+    /// So many first epochs are not judged.
     pub start_from_epoch: u32,
     /// The run's result is its best epoch's weights, not its last's.
     pub restore_best: bool,

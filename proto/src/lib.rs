@@ -1,6 +1,7 @@
 //! What Musher's coordinator and workers share: the wire protocol, ids, the job's configuration, and
 //! the pure functions that both sides must compute alike.
 
+pub mod causes;
 pub mod codec;
 pub mod convert;
 pub mod digest;

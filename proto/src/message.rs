@@ -37,6 +37,8 @@ pub enum ToWorker {
     Welcome(Welcome),
     Refused {
         reason: String,
+        /// Later it may be let in.
+        may_pass: bool,
     },
     Form(Form),
     Train(Train),

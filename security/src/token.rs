@@ -1,7 +1,11 @@
 //! Shared secrets, as the least that keeps strangers out. They come by file or environment, never as an argument,
 //! and never show in a log.
 
-use std::{env, fmt, fs, io, path::Path};
+use std::{
+    env::{self, VarError},
+    fmt, fs, io,
+    path::Path,
+};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -38,7 +42,8 @@ impl Token {
     pub fn from_env(variable: &str) -> Result<Option<Self>, TokenError> {
         match env::var(variable) {
             Ok(text) if !text.is_empty() => Self::parse(&text, variable.into()).map(Some),
-            _ => Ok(None),
+            Ok(_) | Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => Err(TokenError::Unprintable { place: variable.into() }),
         }
     }
 

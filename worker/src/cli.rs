@@ -15,6 +15,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use musher_launcher::RestartPolicy;
+use musher_proto::causes::causes;
 use musher_proto::ids::WorkerId;
 use musher_security::{Credentials, CredentialsArgs};
 use musher_session::{Exit, Identity};
@@ -143,23 +144,25 @@ fn exit_code(result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Usage(error)) => (2, error),
         Err(Failure::Other(error)) => (1, error),
     };
-    eprintln!("musher-worker: {error:#}");
+    eprintln!("musher-worker: {}", causes(error.as_ref()));
     ExitCode::from(code)
 }
 
 impl Join {
-    fn run_to_exit(self) -> ExitCode {
+    fn run_to_exit(self) -> ! {
         let is_launched = self.parent.is_some();
-        let exit = self.run().unwrap_or_else(|error| Exit::Broken { reason: format!("{error:#}") });
-        if let Exit::Failed { reason } | Exit::Broken { reason } = &exit {
+        let exit = self.run().unwrap_or_else(|error| Exit::Broken { reason: causes(error.as_ref()) });
+        if let Exit::Failed { reason } | Exit::Unfit { reason } | Exit::Broken { reason } = &exit {
             eprintln!("musher-worker: {reason}");
         }
-        match exit {
-            Exit::Finished => ExitCode::SUCCESS,
-            Exit::Resumable => ExitCode::from(75),
-            Exit::Failed { .. } if is_launched => ExitCode::from(musher_launcher::FUTILE),
-            Exit::Failed { .. } | Exit::Broken { .. } => ExitCode::FAILURE,
-        }
+        // The training thread may be in the midst of something.
+        torch_ext::exit_at_once(match exit {
+            Exit::Finished => 0,
+            Exit::Resumable => 75,
+            Exit::Failed { .. } if is_launched => musher_launcher::FUTILE,
+            Exit::Unfit { .. } if is_launched => musher_launcher::UNFIT,
+            Exit::Failed { .. } | Exit::Unfit { .. } | Exit::Broken { .. } => 1,
+        })
     }
 
     fn run(mut self) -> anyhow::Result<Exit> {
@@ -226,7 +229,7 @@ impl Join {
         let device = match self.device.find(self.local_rank) {
             Ok(found) => found,
             // Another start would find the same.
-            Err(reason) => return Ok(Exit::Failed { reason: format!("--device {}: {reason}", self.device) }),
+            Err(reason) => return Ok(Exit::Unfit { reason: format!("--device {}: {reason}", self.device) }),
         };
         let url = self.url;
         let host = gethostname::gethostname().to_string_lossy().into_owned();

@@ -99,7 +99,7 @@ impl Node {
             ..default
         };
         let program = env::current_exe().context("cannot find this program, to start the workers with it")?;
-        let threads = self.threads.unwrap_or_else(|| shared_cores(self.count));
+        let threads = self.threads.unwrap_or_else(|| musher_launcher::shared_cores(self.count));
         info!(workers = self.count, threads, "starting this machine's workers");
         let commands = (0..self.count).map(|rank| self.command(&program, rank, threads, &pulses)).collect();
         see_through(Team::start(commands, policy)?).await
@@ -187,11 +187,6 @@ fn exit(ending: Ending, stopped: bool) -> Exit {
             Exit::Failed { reason: format!("no worker is left, the last ended with {how}; its log says why") }
         }
     }
-}
-
-fn shared_cores(workers: u32) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / workers.max(1) as usize).max(1)
 }
 
 #[cfg(test)]

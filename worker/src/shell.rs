@@ -22,7 +22,7 @@ use musher_security::{Credentials, Link as CoordinatorLink, fault};
 use musher_session::{Command, Exit, Identity, Input, Output, Report, Session};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal as UnixSignal, SignalKind, signal},
     sync::mpsc,
     task, time,
 };
@@ -52,8 +52,9 @@ const OUTBOX: usize = 64;
 const PRODUCTS: usize = 16;
 /// A checkpoint's chunks on their way to the training thread.
 const CHUNKS: usize = 8;
-/// Exit code of a process that SIGTERM ended.
-const TERMINATED: i32 = 143;
+/// Exit codes of a process that SIGTERM or SIGINT ended.
+const TERMINATED: u8 = 143;
+const INTERRUPTED: u8 = 130;
 /// For the coordinator to take a session. It does so at once.
 const OPENING: Duration = Duration::from_secs(10);
 /// For the last words to reach the coordinator.
@@ -109,8 +110,8 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
         stop: StopFlag::default(),
     };
     let mut exit = shell.perform(first).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut terminated = false;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut told = false;
     while exit.is_none() {
         let input = tokio::select! {
             Some(input) = input.recv() => {
@@ -133,9 +134,12 @@ pub async fn run(options: Options) -> anyhow::Result<Exit> {
                     continue;
                 }
             },
-            _ = terminate.recv() => {
-                if std::mem::replace(&mut terminated, true) {
-                    std::process::exit(TERMINATED);
+            code = first_of(&mut terminate, &mut interrupt) => {
+                if std::mem::replace(&mut told, true) {
+                    torch_ext::exit_at_once(code);
+                }
+                if code == INTERRUPTED {
+                    eprintln!("musher-worker: leaving after this step; again to end at once");
                 }
                 Input::LeaveWanted
             }
@@ -508,6 +512,14 @@ fn pulse(interval: Duration) -> time::Interval {
     let mut pulse = time::interval(interval);
     pulse.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     pulse
+}
+
+/// The exit code of the signal that comes first.
+async fn first_of(terminate: &mut UnixSignal, interrupt: &mut UnixSignal) -> u8 {
+    tokio::select! {
+        _ = terminate.recv() => TERMINATED,
+        _ = interrupt.recv() => INTERRUPTED,
+    }
 }
 
 fn open(source: &DataSource, ring_address: SocketAddr) -> anyhow::Result<(Dataset, RingListener)> {

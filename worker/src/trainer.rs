@@ -202,8 +202,11 @@ impl Worker {
                 Report::Validated(self.trainer.validate(member, order)?)
             }
             Order::Save { term, save } => {
-                let metadata: Option<BTreeMap<String, String>> =
-                    save.weights.map(|json| serde_json::from_str(&json).unwrap_or_default());
+                let metadata: Option<BTreeMap<String, String>> = save
+                    .weights
+                    .map(|json| serde_json::from_str(&json))
+                    .transpose()
+                    .map_err(TrainError::Metadata)?;
                 let snapshot = self.trainer.snapshot(save.offset, save.length, metadata.as_ref())?;
                 return Ok(Product::Part { term, checkpoint: save.checkpoint, snapshot });
             }

@@ -74,8 +74,8 @@ impl Doctor {
         }
         let run_dir = self.run_dir.clone().or_else(|| job.as_ref().map(JobConfig::run_dir));
         findings.extend(disk("run directory", &run_dir.unwrap_or_else(|| "runs".into()), job.as_ref()));
-        if let Some(job) = job.as_ref().filter(|job| is_directory(&job.checkpoint.store)) {
-            findings.extend(disk("store", Path::new(&job.checkpoint.store), Some(job)));
+        if let Some((job, store)) = job.as_ref().and_then(|job| Some((job, job.checkpoint.store_path()?))) {
+            findings.extend(disk("store", &store, Some(job)));
         }
         if let Some(url) = &self.coordinator {
             findings.push(runtime()?.block_on(coordinator(url, self.credentials)));
@@ -86,11 +86,6 @@ impl Doctor {
         }
         Ok(if has_failure(&findings) { Exit::Failed } else { Exit::Finished })
     }
-}
-
-/// Not empty, and no URL.
-fn is_directory(store: &str) -> bool {
-    !store.is_empty() && !store.contains("://")
 }
 
 /// What only a program that links libtorch can see.
@@ -168,7 +163,7 @@ fn shared_memory() -> Finding {
 
 /// Threads that get more than their share of the processor's time are stopped for the rest of each period.
 fn quota() -> Finding {
-    let cores = workers::shared_cores(1);
+    let cores = musher_launcher::shared_cores(1);
     let online =
         fs::read_to_string("/proc/cpuinfo").map_or(cores, |text| text.matches("processor\t").count());
     let says = match cores < online {

@@ -73,7 +73,7 @@ impl Launch {
                 credentials: credentials.to_flags(),
                 count,
                 device,
-                threads: self.threads.map_or_else(|| workers::shared_cores(count), NonZeroUsize::get),
+                threads: self.threads.map_or_else(|| musher_launcher::shared_cores(count), NonZeroUsize::get),
                 log_format: self.job.log_format,
                 max_restarts: self.max_restarts,
             })?;

@@ -51,11 +51,11 @@ impl Logs {
             File::open(&file).with_context(|| format!("cannot read {}: is it a run's?", file.display()));
         let mut lines = BufReader::new(opened.map_err(usage)?);
         let mut seen = BTreeSet::new();
-        let mut line = String::new();
+        let mut line = Vec::new();
         loop {
-            let read = lines.read_line(&mut line)?;
-            if read > 0 && line.ends_with('\n') {
-                if !self.show(&line, &mut seen)? {
+            let read = lines.read_until(b'\n', &mut line)?;
+            if read > 0 && line.ends_with(b"\n") {
+                if !self.show(&String::from_utf8_lossy(&line), &mut seen)? {
                     return Ok(Exit::Finished);
                 }
                 line.clear();

@@ -19,6 +19,7 @@ mod workers;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use musher_proto::causes::causes;
 
 use crate::telemetry::LogFormat;
 
@@ -61,7 +62,7 @@ enum Subcommands {
     /// Write manual pages
     #[command(hide = true)]
     Man(shell::Man),
-    /// Check a data set, or draw a synthetic one
+    /// Check, fetch, pack or draw a data set
     #[command(subcommand)]
     Data(data::Data),
 }
@@ -164,7 +165,7 @@ impl Command {
                 Failure::Usage(error) => (Exit::Usage, error),
                 Failure::Other(error) => (Exit::Failed, error),
             };
-            eprintln!("musher: {error:#}");
+            eprintln!("musher: {}", causes(error.as_ref()));
             exit
         });
         ExitCode::from(match exit {

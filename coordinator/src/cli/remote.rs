@@ -1,4 +1,4 @@
-//! `musher status` and `musher stop`: commands that ask a running coordinator.
+//! `musher status`, `musher stop` and `musher drain`: commands that ask a running coordinator.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -12,7 +12,7 @@ use musher_proto::wire::{
 };
 use musher_security::{CredentialsArgs, Link, broken_trust, fault};
 use tokio::time;
-use tonic::transport::Endpoint;
+use tonic::{Code, transport::Endpoint};
 
 use super::{Exit, Failure, runtime};
 
@@ -63,8 +63,11 @@ impl Status {
             loop {
                 let status = match control.status(StatusRequest {}).await {
                     Ok(status) => status.into_inner(),
-                    // The run ended while we looked.
-                    Err(_) if seen => return anyhow::Ok(()),
+                    // The run ended while we looked, or its coordinator is out of reach.
+                    Err(status) if seen && status.code() == Code::Unavailable => {
+                        eprintln!("musher: the coordinator does not answer any more ({})", status.message());
+                        return anyhow::Ok(());
+                    }
                     Err(status) => return Err(refused(status)),
                 };
                 let text = if self.json { format!("{}\n", as_json(&status)) } else { as_text(&status) };
@@ -103,7 +106,14 @@ impl Drain {
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
-    anyhow!("{}", fault(&status))
+    let fault = fault(&status);
+    match fault.contains("connection closed") || fault.contains("broken pipe") {
+        true => anyhow!(
+            "what answers there is no coordinator ({fault}): give the address in `run_started` (server.grpc), not the \
+             page's"
+        ),
+        false => anyhow!("{fault}"),
+    }
 }
 
 async fn connect(url: &str, credentials: CredentialsArgs) -> anyhow::Result<ControlClient<Link>> {

@@ -1,6 +1,6 @@
 //! The worker processes that `musher launch` starts and watches.
 
-use std::{env, ffi::OsString, path::PathBuf, thread, time::Duration};
+use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::anyhow;
 use musher_launcher::{RestartPolicy, Team, WorkerCommand};
@@ -39,12 +39,6 @@ pub(super) struct Plan {
     pub log_format: Option<Format>,
     /// Restarts in a row before a worker is given up.
     pub max_restarts: u32,
-}
-
-/// The threads that each of `count` workers can have without getting in each other's way.
-pub(super) fn shared_cores(count: u32) -> usize {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    (cores / count.max(1) as usize).max(1)
 }
 
 /// The workers of a launched run. They are started again when they die, until the run is over.

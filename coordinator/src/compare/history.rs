@@ -50,11 +50,11 @@ pub struct EpochFigures {
 impl RunHistory {
     pub fn read(dir: &Path, label: String) -> Result<Self, HistoryError> {
         let file = dir.join("events.jsonl");
-        let text = fs::read_to_string(&file).map_err(|source| match source.kind() {
+        let bytes = fs::read(&file).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => HistoryError::NoRun(dir.into()),
             _ => HistoryError::Read { file, source },
         })?;
-        let told = Told::of(&text);
+        let told = Told::of(&String::from_utf8_lossy(&bytes));
         let best_epoch = told.best_epoch.or_else(|| lowest_loss(&told.epochs));
         let samples = ["best.png".into(), format!("epoch-{:04}.png", best_epoch.unwrap_or_default())];
         Ok(Self {

@@ -299,7 +299,6 @@ pub enum RunEvent {
         generation: Generation,
         cause: AbortCause,
     },
-    /// Steps that a worker had reported are lost with it, and will be taken again.
     /// The encoder starts from these weights.
     PretrainedLoaded {
         generation: Generation,
@@ -309,6 +308,7 @@ pub enum RunEvent {
         /// What else was in the file.
         ignored: Vec<String>,
     },
+    /// Steps that a worker had reported are lost with it, and will be taken again.
     StepsLost {
         generation: Generation,
         reported: Step,

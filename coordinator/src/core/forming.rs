@@ -264,6 +264,7 @@ impl Core {
         for &session in &awaiting {
             self.send(session, ToWorker::Abort { reason: reason.clone() }, out);
         }
+        let nobody_is_left = awaiting.is_empty();
         self.enter(Phase::Gathering(Gathering {
             awaiting,
             until: now + seconds(self.job.cluster.regroup_window_s),
@@ -274,6 +275,9 @@ impl Core {
             former: Some(team),
             ..Gathering::default()
         }));
+        if nobody_is_left {
+            self.tell_of_waiting(out);
+        }
         self.suspects_are_lost(now, out);
         self.barren += 1;
         if self.barren >= BARREN_LIMIT {
@@ -345,11 +349,16 @@ impl Core {
             if let (Some(testimony), Some(team)) = (gathering.inquest.take(), gathering.former.clone()) {
                 self.put_out(&team, &testimony, now, out);
             }
-            let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
-            let saves_first = self.newest_held().is_some_and(|held| !self.is_safe(held));
-            if joined < wanted && !saves_first {
-                out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
-            }
+            self.tell_of_waiting(out);
+        }
+    }
+
+    /// If there are too few to go on, and they have nothing to save first.
+    fn tell_of_waiting(&self, out: &mut Vec<Action>) {
+        let (joined, wanted) = (self.staying(), self.job.cluster.min_workers);
+        let saves_first = self.newest_held().is_some_and(|held| !self.is_safe(held));
+        if joined < wanted && !saves_first {
+            out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
         }
     }
 

@@ -139,6 +139,18 @@ struct Pace {
     time: Duration,
 }
 
+/// Why a worker is not let in.
+struct Refusal {
+    reason: String,
+    may_pass: bool,
+}
+
+impl Refusal {
+    fn lasting(reason: String) -> Self {
+        Self { reason, may_pass: false }
+    }
+}
+
 /// What the run is doing. Each phase's data lives in its variant.
 #[derive(Debug)]
 enum Phase {
@@ -163,6 +175,8 @@ enum Phase {
         step_ms: Median<Session>,
         /// They have been told to stop before the segment's end.
         pausing: bool,
+        /// It was seen from its start.
+        whole: bool,
         since: Time,
     },
     Validating {
@@ -259,7 +273,10 @@ impl Core {
                 }
             }
             Event::DrainRequested { worker } => {
-                if let Some(session) = self.session_of(&worker) {
+                // One whose link is broken for a moment, too: it is let go once it is back.
+                let connected = self.session_of(&worker);
+                let session = connected.or_else(|| Some(self.peers.of_worker(&worker).next()?.0));
+                if let Some(session) = session {
                     self.leaving(session, now, out);
                 }
             }
@@ -328,20 +345,14 @@ impl Core {
                 "it speaks protocol {}, the coordinator {PROTOCOL}: install the same version of musher and musher-worker",
                 hello.protocol
             );
-            return self.refuse(session, &hello, reason, out);
+            return self.refuse(session, &hello, Refusal::lasting(reason), out);
         }
-        if self.peers.of_worker(&hello.worker).any(|(_, peer)| peer.hello.incarnation > hello.incarnation) {
-            let reason = format!("a newer process of worker {} is connected already", hello.worker);
-            return self.refuse(session, &hello, reason, out);
+        if let Err(newer) = self.check_incarnation(&hello) {
+            return self.refuse(session, &hello, newer, out);
         }
         self.give_way(&hello, now, out);
-        let own = self.peers.of_worker(&hello.worker).filter(|(_, peer)| peer.join.is_some()).count();
-        if self.peers.count().joined - own as u32 >= self.job.cluster.max_workers {
-            let reason = format!(
-                "the team has cluster.max_workers = {} members already",
-                self.job.cluster.max_workers
-            );
-            return self.refuse(session, &hello, reason, out);
+        if let Err(full) = self.check_room(&hello.worker) {
+            return self.refuse(session, &hello, full, out);
         }
         self.peers.insert(session, Peer::new(hello, now));
         self.send(
@@ -359,12 +370,44 @@ impl Core {
         }
     }
 
-    fn refuse(&mut self, session: Session, hello: &Hello, reason: String, out: &mut Vec<Action>) {
+    /// # Errors
+    /// If a later process of that worker is there.
+    fn check_incarnation(&self, hello: &Hello) -> Result<(), Refusal> {
+        let peers = self.peers.of_worker(&hello.worker).map(|(_, peer)| peer);
+        let mut newer = peers.filter(|peer| peer.hello.incarnation > hello.incarnation).peekable();
+        if newer.peek().is_none() {
+            return Ok(());
+        }
+        // Or the clock by which they count was set back, and that process is dead.
+        let may_pass = newer.all(|peer| peer.suspect.is_some());
+        let reason = format!(
+            "a newer process of worker {} is connected already: if it is another worker, give each its own --name",
+            hello.worker
+        );
+        Err(Refusal { reason, may_pass })
+    }
+
+    /// # Errors
+    /// If the team is full without that worker.
+    fn check_room(&self, worker: &WorkerId) -> Result<(), Refusal> {
+        let own = self.peers.of_worker(worker).filter(|(_, peer)| peer.join.is_some()).count();
+        let most = self.job.cluster.max_workers;
+        match self.peers.count().joined - (own as u32) < most {
+            true => Ok(()),
+            false => Err(Refusal {
+                reason: format!("the team has cluster.max_workers = {most} members already"),
+                may_pass: true,
+            }),
+        }
+    }
+
+    fn refuse(&mut self, session: Session, hello: &Hello, refusal: Refusal, out: &mut Vec<Action>) {
+        let Refusal { reason, may_pass } = refusal;
         out.push(Action::Emit(RunEvent::WorkerRefused {
             worker: hello.worker.clone(),
             reason: reason.clone(),
         }));
-        self.send(session, ToWorker::Refused { reason }, out);
+        self.send(session, ToWorker::Refused { reason, may_pass }, out);
         out.push(Action::CloseSession { session });
     }
 
@@ -420,16 +463,18 @@ impl Core {
     }
 
     fn joined(&mut self, session: Session, join: Join, now: Time, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get(&session).filter(|peer| peer.join.is_none()) else { return };
+        let worker = peer.worker().clone();
         if self.peers.count().joined == 0 {
             self.arithmetic = None;
         }
-        if let Err(reason) =
-            self.check_data(&join.data).and_then(|()| self.check_arithmetic(&join.arithmetic))
-        {
+        let fits = self.check_data(&join.data).and_then(|()| self.check_arithmetic(&join.arithmetic));
+        // Many may have come while this one prepared.
+        if let Err(refusal) = fits.map_err(Refusal::lasting).and_then(|()| self.check_room(&worker)) {
             let Some(peer) = self.peers.remove(&session) else { return };
-            return self.refuse(session, &peer.hello, reason, out);
+            return self.refuse(session, &peer.hello, refusal, out);
         }
-        let Some(mut peer) = self.peers.get_mut(&session).filter(|peer| peer.join.is_none()) else { return };
+        let Some(mut peer) = self.peers.get_mut(&session) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
         self.arithmetic.get_or_insert_with(|| (join.arithmetic.clone(), peer.worker().clone()));
         let at_work = join.at_work;

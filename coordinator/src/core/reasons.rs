@@ -96,6 +96,19 @@ pub fn what_it_does(progress: &Progress) -> String {
 
 impl Departure {
     /// For tools.
+    /// What [`Self::cause`] can be.
+    pub const CAUSES: [&'static str; 9] = [
+        "disconnected",
+        "silent",
+        "stuck",
+        "unreachable",
+        "unresponsive",
+        "replaced",
+        "failed",
+        "drained",
+        "left",
+    ];
+
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Disconnected { .. } => "disconnected",
@@ -125,6 +138,10 @@ impl Departure {
 
 impl AbortCause {
     /// For tools.
+    /// What [`Self::cause`] can be.
+    pub const CAUSES: [&'static str; 5] =
+        ["member_lost", "exchange_broken", "exchange_stuck", "states_differ", "validation_failed"];
+
     pub fn cause(&self) -> &'static str {
         match self {
             Self::MemberLost { .. } => "member_lost",

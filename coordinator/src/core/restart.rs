@@ -157,7 +157,7 @@ impl Core {
             self.is_taken_up(*session);
         }
         let world_size = team.world();
-        self.enter_training(team, work.train, now);
+        self.enter_training(team, work.train, false, now);
         self.persist(out);
         out.push(Action::Emit(RunEvent::GenerationContinued { generation, world_size }));
         if self.wants_pause() {

@@ -90,17 +90,18 @@ impl Core {
                 samples,
             }));
         }
-        self.enter_training(team, train, now);
+        self.enter_training(team, train, true, now);
         self.send_team(&ToWorker::Train(train), out);
         if self.wants_pause() {
             self.pause_team(out);
         }
     }
 
-    pub(super) fn enter_training(&mut self, team: Team, train: Train, now: Time) {
+    /// `whole`: the segment begins now, so that its rate can be told.
+    pub(super) fn enter_training(&mut self, team: Team, train: Train, whole: bool, now: Time) {
         let finished = Replies::expected_from(&team);
         let step_ms = self.reported_step_ms(&team);
-        self.enter(Phase::Training { team, train, finished, step_ms, pausing: false, since: now });
+        self.enter(Phase::Training { team, train, finished, step_ms, pausing: false, whole, since: now });
     }
 
     /// The epoch's end, or before it the next step whose checkpoint is due.
@@ -187,7 +188,7 @@ impl Core {
         {
             peer.finished = Some(report); // it counts if the generation goes on
         }
-        let Phase::Training { team, train, finished, since, .. } = &mut self.phase else { return };
+        let Phase::Training { team, train, finished, whole, since, .. } = &mut self.phase else { return };
         let Some(rank) = team.rank_of(session) else { return };
         let advanced = (train.cursor + 1..=train.end).contains(&report.held.cursor);
         let ends_it = if report.paused { advanced } else { report.held.cursor == train.end };
@@ -198,7 +199,8 @@ impl Core {
         let Some(all) = finished.complete() else { return };
         let first = *all[0];
         let odd = all.iter().position(|r| (r.held, r.state_digest) != (first.held, first.state_digest));
-        let (team, stop, train, since) = (team.clone(), StoppingPoint { finished: first }, *train, *since);
+        let (team, stop, train) = (team.clone(), StoppingPoint { finished: first }, *train);
+        let time = whole.then(|| now.saturating_sub(*since));
         if let Some(odd) = odd {
             // One state on all ranks is what everything else stands on: better no run than a wrong one.
             let reason = format!(
@@ -214,8 +216,10 @@ impl Core {
             self.bench.remove(worker); // its links serve
         }
         let trained = held.cursor.saturating_sub(train.cursor);
-        self.pace.samples += trained;
-        self.pace.time += now.saturating_sub(since);
+        if let Some(time) = time {
+            self.pace.samples += trained;
+            self.pace.time += time;
+        }
         if held.cursor < self.train_samples() {
             let then = self.stop_requested.then_some(Status::Stopped);
             if first.paused && then.is_none() {
@@ -233,7 +237,7 @@ impl Core {
                 step: held.applied,
                 samples: held.cursor,
                 train_loss: first.totals.loss_sum / held.cursor as f64,
-                images_per_second: trained as f64 / now.saturating_sub(since).as_secs_f64(),
+                images_per_second: time.map_or(f64::NAN, |time| trained as f64 / time.as_secs_f64()),
                 state_digest: first.state_digest,
             }));
         }

@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::core::{Health, PeerStatus, RunEvent, RunStatus};
+use crate::core::{AbortCause, Departure, Health, PeerStatus, RunEvent, RunStatus};
 
 /// What `/metrics` is: the OpenMetrics text format, which Prometheus asks for first.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -130,8 +130,19 @@ impl Metrics {
         self.turned_away.get_or_create(&[("cause", cause.into())]).inc();
     }
 
+    /// What has not happened yet counts 0: an increase from nothing would be none to Prometheus.
+    fn show_zeros(&self) {
+        let all = |counters: &Counters<1>, label: &'static str, values: &[&'static str]| {
+            values.iter().for_each(|&value| drop(counters.get_or_create(&[(label, value.into())])));
+        };
+        all(&self.aborts, "cause", &AbortCause::CAUSES);
+        all(&self.left, "cause", &Departure::CAUSES);
+        all(&self.checkpoints, "result", &["committed", "failed"]);
+    }
+
     /// All of it as text. A registry of its own each time: a worker that is gone leaves no series behind.
     pub fn text(&self, status: &RunStatus) -> Result<String, fmt::Error> {
+        self.show_zeros();
         let mut registry = Registry::with_prefix("musher");
         self.count(&mut registry);
         self.recall(&mut registry);

@@ -165,7 +165,10 @@ impl Actor {
                     handle.tell(event).await;
                 });
             }
-            Action::AbandonCheckpoint { checkpoint } => self.uploads.abandon(&checkpoint),
+            Action::AbandonCheckpoint { checkpoint } => {
+                let abandoned = self.uploads.abandon(&checkpoint);
+                task::spawn_blocking(move || drop(abandoned));
+            }
             Action::WriteSamples { epoch, png, best } => {
                 let dir = self.run_dir.samples();
                 let written = task::spawn_blocking(move || {

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     io::Read,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -46,6 +49,8 @@ const UPLOADS: usize = 8;
 pub(super) struct Uploads {
     store: CheckpointStore,
     open: Mutex<BTreeMap<CheckpointId, Open>>,
+    /// `best.safetensors` could not be written, and is an earlier epoch's or none.
+    best_is_owed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -57,20 +62,25 @@ struct Open {
     files: Vec<StoredFile>,
 }
 
+/// See [`Uploads::abandon`].
+#[must_use]
+pub(super) struct Abandoned(#[expect(dead_code, reason = "it is only to be dropped")] Open);
+
 impl Uploads {
     pub fn new(store: CheckpointStore) -> Self {
-        Self { store, open: Mutex::default() }
+        Self { store, open: Mutex::default(), best_is_owed: AtomicBool::new(false) }
     }
 
     pub fn open(&self, id: &CheckpointId, lineage: Generation, state_bytes: u64) -> Result<(), StoreError> {
-        self.abandon(id);
+        drop(self.abandon(id));
         let pending = self.store.begin(id, state_bytes)?;
         self.lock().insert(id.clone(), Open { lineage, pending, parts: Vec::new(), files: Vec::new() });
         Ok(())
     }
 
-    pub fn abandon(&self, id: &CheckpointId) {
-        self.lock().remove(id); // dropping it removes its files
+    /// What is left of it, if it was open: dropping that removes its files, which takes a while.
+    pub fn abandon(&self, id: &CheckpointId) -> Option<Abandoned> {
+        self.lock().remove(id).map(Abandoned)
     }
 
     /// Makes the checkpoint visible, updates the run's weights files, and prunes older checkpoints.
@@ -85,22 +95,31 @@ impl Uploads {
         let bytes = manifest.bytes();
         open.pending.commit(&manifest)?;
         // From here on the checkpoint stands, whatever becomes of the rest.
-        if let Err(error) = self.tidy_up(commit, job, run_dir) {
-            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but not all that follows it was done");
-        }
+        self.tidy_up(commit, job, run_dir);
         Ok(bytes)
     }
 
-    fn tidy_up(&self, commit: &Commit, job: &JobConfig, run_dir: &RunDir) -> Result<(), StoreError> {
-        if commit.is_best {
-            self.store.copy_out(&commit.checkpoint, WEIGHTS, &run_dir.best_weights())?;
-        }
-        if commit.is_last {
-            self.store.copy_out(&commit.checkpoint, WEIGHTS, &run_dir.last_weights())?;
-        }
+    fn tidy_up(&self, commit: &Commit, job: &JobConfig, run_dir: &RunDir) {
+        let id = &commit.checkpoint;
         let best = commit.progress.saved_best.as_ref().map(|best| &best.checkpoint);
-        self.store.prune(job.checkpoint.keep as usize, best)?;
-        Ok(())
+        if let Some(best) = best.filter(|_| commit.is_best || self.best_is_owed.load(Ordering::Relaxed)) {
+            let copied = self.store.copy_out(best, WEIGHTS, &run_dir.best_weights());
+            self.best_is_owed.store(copied.is_err(), Ordering::Relaxed);
+            if let Err(error) = copied {
+                warn!(
+                    checkpoint = best.as_str(), %error,
+                    "best.safetensors is not this checkpoint's yet: the next one, or --resume, tries again"
+                );
+            }
+        }
+        if commit.is_last
+            && let Err(error) = self.store.copy_out(id, WEIGHTS, &run_dir.last_weights())
+        {
+            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but last.safetensors was not written");
+        }
+        if let Err(error) = self.store.prune(job.checkpoint.keep as usize, best) {
+            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but older ones could not be removed");
+        }
     }
 
     fn writer(&self, header: &PartHeader) -> Result<Writer, Status> {

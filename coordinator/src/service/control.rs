@@ -1,4 +1,4 @@
-//! `Control`: status and stop, for people and their tools.
+//! `Control`: status, stop and drain, for people and their tools.
 
 use musher_proto::{
     ids::WorkerId,

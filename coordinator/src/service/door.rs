@@ -84,9 +84,13 @@ impl Door {
                     () = queue.closed() => return,
                     accepted = listener.accept() => accepted,
                 };
-                let Ok((stream, address)) = accepted else {
-                    time::sleep(RETRY).await;
-                    continue;
+                let (stream, address) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        self.refused_by_the_system(&error);
+                        time::sleep(RETRY).await;
+                        continue;
+                    }
                 };
                 let Ok(place) = places.clone().try_acquire_owned() else {
                     self.turn_away(address, "too_many_connections");
@@ -131,14 +135,30 @@ impl Door {
     /// Counts it, and says it if nothing was said just now.
     pub(super) fn turn_away(&self, address: SocketAddr, cause: &'static str) {
         self.metrics.turned_away(cause);
+        match self.may_say() {
+            true => warn!(%address, cause, "turned away"),
+            false => debug!(%address, cause, "turned away"),
+        }
+    }
+
+    /// The system takes no connection, mostly as too many files are open.
+    fn refused_by_the_system(&self, error: &io::Error) {
+        self.metrics.turned_away("system");
+        match self.may_say() {
+            true => warn!(%error, "no connection can be taken: look at the limit on open files (ulimit -n)"),
+            false => debug!(%error, "no connection can be taken"),
+        }
+    }
+
+    /// Whether nothing was said just now.
+    fn may_say(&self) -> bool {
         let now = Instant::now();
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|said| now - said > SAID) {
+        let may = said.is_none_or(|said| now - said > SAID);
+        if may {
             *said = Some(now);
-            warn!(%address, cause, "turned away");
-        } else {
-            debug!(%address, cause, "turned away");
         }
+        may
     }
 }
 

@@ -387,3 +387,19 @@ fn flip(path: &Path, at: usize) {
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();
 }
+
+#[test]
+fn a_copy_is_known_by_its_bytes() {
+    let (dir, store) = store();
+    commit(&store, 7);
+    let copy = dir.path().join("best.safetensors");
+    let is_copy = || store.is_copy(&id(7), "weights.safetensors", &copy).unwrap();
+    assert!(!is_copy(), "there is none");
+    store.copy_out(&id(7), "weights.safetensors", &copy).unwrap();
+    assert!(is_copy());
+    for other in ["hello!", "hullo", ""] {
+        fs::write(&copy, other).unwrap();
+        assert!(!is_copy(), "{other:?} is an earlier epoch's");
+    }
+    assert!(!store.is_copy(&id(7), "absent.bin", &copy).unwrap());
+}

@@ -13,6 +13,8 @@ use super::record::Record;
 pub(super) struct EventsFile {
     file: File,
     complained: AtomicBool,
+    /// A write failed: what it left of its line is to be ended.
+    torn: AtomicBool,
 }
 
 impl EventsFile {
@@ -31,19 +33,50 @@ impl EventsFile {
                 file.write_all(b"\n")?;
             }
         }
-        Ok(Self { file, complained: AtomicBool::new(false) })
+        Ok(Self { file, complained: AtomicBool::new(false), torn: AtomicBool::new(false) })
     }
 }
 
 impl Sink for EventsFile {
     fn take(&self, record: &Record) {
         // One write of a whole line to a file in append mode: lines of several threads never mix.
-        let written = (&self.file).write_all(record.to_json_line().as_bytes());
+        let line = record.to_json_line();
+        let line = if self.torn.swap(false, Ordering::Relaxed) { format!("\n{line}") } else { line };
+        let written = (&self.file).write_all(line.as_bytes());
+        self.torn.fetch_or(written.is_err(), Ordering::Relaxed);
         if let Err(error) = written
             && !self.complained.swap(true, Ordering::Relaxed)
         {
             // Said past tracing: an event about an event would come back here.
             eprintln!("events are being lost, cannot write events.jsonl: {error}; free some space");
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// As a disk that is full for a while leaves it.
+    #[test]
+    fn half_a_line_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let file = EventsFile::open(&path).unwrap();
+        (&file.file).write_all("{\"event\":\"ha\u{e9}".as_bytes().split_last().unwrap().1).unwrap();
+        file.torn.store(true, Ordering::Relaxed);
+        let record = |event: &str| {
+            let fields = serde_json::json!({ "event": event });
+            Record::from_object(fields.as_object().unwrap())
+        };
+        for event in ["next", "last"] {
+            file.take(&record(event));
+        }
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+        let told: Vec<serde_json::Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        assert_eq!(told.iter().map(|event| &event["event"]).collect::<Vec<_>>(), ["next", "last"]);
+        assert_eq!(text.lines().count(), 3);
     }
 }

@@ -9,8 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use tempfile::NamedTempFile;
+use std::time::Duration;
 
 use crate::DataWarning;
 
@@ -21,6 +20,11 @@ pub struct DiskCacheOptions {
     /// Of each data set, over all workers that share the directory.
     pub budget_bytes: u64,
 }
+
+/// Begins the names of copies that are not whole yet.
+const UNFINISHED: &str = ".unfinished-";
+/// Nobody is that long at writing one.
+const ABANDONED: Duration = Duration::from_secs(600);
 
 pub(super) struct DiskCache {
     /// This data set's own.
@@ -42,6 +46,7 @@ impl DiskCache {
     /// `id` tells data sets apart.
     pub fn new(options: &DiskCacheOptions, id: &str) -> Self {
         let directory = options.directory.join(id);
+        sweep(&directory);
         let used = Used { counted: bytes_in(&directory), added: 0 };
         Self {
             directory,
@@ -76,7 +81,7 @@ impl DiskCache {
 
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        let mut file = NamedTempFile::new_in(&self.directory)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
         file.write_all(bytes)?;
         file.persist(self.directory.join(name))?;
         Ok(())
@@ -97,6 +102,18 @@ impl DiskCache {
     }
 }
 
+/// Removes what processes that were killed have left half-written.
+fn sweep(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let is_unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
+        if is_unfinished && age.is_ok_and(|age| age.is_ok_and(|age| age > ABANDONED)) {
+            let _ = fs::remove_file(entry.path()); // or another worker has
+        }
+    }
+}
+
 /// What cannot be looked at counts as nothing.
 fn bytes_in(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
@@ -110,6 +127,23 @@ mod tests {
 
     fn cache(directory: &Path, budget_bytes: u64) -> DiskCache {
         DiskCache::new(&DiskCacheOptions { directory: directory.into(), budget_bytes }, "set")
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let set = directory.path().join("set");
+        fs::create_dir(&set).unwrap();
+        let old = std::time::SystemTime::now() - 2 * ABANDONED;
+        for (name, at) in [(".unfinished-a", Some(old)), (".unfinished-b", None), ("whole", Some(old))] {
+            fs::write(set.join(name), [0; 100]).unwrap();
+            let file = fs::File::options().append(true).open(set.join(name)).unwrap();
+            at.iter().for_each(|&at| file.set_modified(at).unwrap());
+        }
+        cache(directory.path(), 1000);
+        let mut left: Vec<_> = fs::read_dir(&set).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".unfinished-b", "whole"]);
     }
 
     #[test]

@@ -298,7 +298,9 @@ fn known(key: &'static str, place: &str) -> Result<(), Problem> {
     let is_known = is_object_store(place) || !place.contains("://") || place.starts_with("file:///");
     require(is_known, key, || {
         let scheme = place.split_once("://").map_or("", |(scheme, _)| scheme);
-        format!("{scheme}:// is not a kind of URL known here; use a directory or file:///DIRECTORY")
+        format!(
+            "{scheme}:// is not a kind of URL known here; use a directory, file:///DIRECTORY, or s3://, gs:// or az://"
+        )
     })
 }
 

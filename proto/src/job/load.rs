@@ -181,5 +181,8 @@ fn fits(table: &Table, places: &Places) -> Result<(), JobError> {
 }
 
 fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    let line = message.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+    // In Rust's words, as serde has it.
+    line.replace("expected u32", "expected a whole number from 0 to 4294967295")
+        .replace("expected u64", "expected a whole number of at least 0")
 }

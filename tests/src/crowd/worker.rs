@@ -170,7 +170,7 @@ impl Worker {
                 self.say(Generation(0), FromWorker::Goodbye).await?;
                 return Ok(true);
             }
-            ToWorker::Refused { reason } => bail!("worker {}: {reason}", self.number),
+            ToWorker::Refused { reason, .. } => bail!("worker {}: {reason}", self.number),
             ToWorker::Save(_) | ToWorker::Welcome(_) => {
                 bail!("worker {} did not expect {order:?}", self.number)
             }

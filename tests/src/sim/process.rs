@@ -387,9 +387,9 @@ impl World {
                 self.agenda.set(now + back_after, Happening::WorkerStarts { worker });
             }
             Exit::Finished | Exit::Resumable => host.retired = true,
-            Exit::Failed { .. } if !host.genuine => host.retired = true,
+            Exit::Failed { .. } | Exit::Unfit { .. } if !host.genuine => host.retired = true,
             // Somebody starts it again, if not its launcher.
-            Exit::Failed { .. } | Exit::Broken { .. } => {
+            Exit::Failed { .. } | Exit::Unfit { .. } | Exit::Broken { .. } => {
                 host.failures = if lived > ms(60_000) { 0 } else { (host.failures + 1).min(6) };
                 let backoff = ms(250) * (1 << host.failures);
                 self.agenda.set(now + backoff, Happening::WorkerStarts { worker });

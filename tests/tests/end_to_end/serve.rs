@@ -94,7 +94,7 @@ fn workers_that_do_not_fit_are_refused_and_the_run_goes_on() {
     }
 
     let answer = greet(&run.address(), PROTOCOL + 1);
-    assert!(matches!(&answer, ToWorker::Refused { reason } if reason.contains("protocol")), "{answer:?}");
+    assert!(matches!(&answer, ToWorker::Refused { reason, .. } if reason.contains("protocol")), "{answer:?}");
     let run = run.wait().expect_code(0);
     assert_eq!(run.all("generation_formed").len(), 1, "a stranger does not disturb the team");
 }

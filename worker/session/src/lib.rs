@@ -100,8 +100,12 @@ pub enum Exit {
     Finished,
     /// Stopped; the run can be resumed.
     Resumable,
-    /// Another start of this worker would end alike.
+    /// The run is over, or failed: nobody has any use for another start.
     Failed {
+        reason: String,
+    },
+    /// This worker does not fit the run, and another start of it would not either; others may.
+    Unfit {
         reason: String,
     },
     /// This process is spoilt; the worker's next one need not be.
@@ -228,7 +232,7 @@ impl Session {
                 let mut outputs = self.say(Generation(0), failed);
                 outputs.extend(self.leave(match may_pass {
                     true => Exit::Broken { reason },
-                    false => Exit::Failed { reason },
+                    false => Exit::Unfit { reason },
                 }));
                 outputs
             }
@@ -265,12 +269,14 @@ impl Session {
     fn welcomed(&mut self, welcome: Welcome) -> Vec<Output> {
         self.link = Link::Up;
         let Some(first) = &self.welcome else {
-            let job = serde_json::from_str(&welcome.job_json);
+            let job = job_of(&welcome.job_json);
             self.welcome = Some(welcome);
             return match job {
                 Ok(job) => vec![Output::Prepare { job: Box::new(job) }],
-                Err(error) => self.leave(Exit::Failed {
-                    reason: format!("the coordinator's job can't be read ({error}): install the same version on both sides"),
+                Err(why) => self.leave(Exit::Failed {
+                    reason: format!(
+                        "the coordinator's job can't be used ({why}): install the same version on both sides"
+                    ),
                 }),
             };
         };
@@ -310,8 +316,9 @@ impl Session {
         }
         self.term = term;
         match (body, &mut self.phase) {
-            (ToWorker::Refused { reason }, _) => {
-                self.leave(Exit::Failed { reason: format!("the coordinator refused this worker: {reason}") })
+            (ToWorker::Refused { reason, may_pass }, _) => {
+                let reason = format!("the coordinator refused this worker: {reason}");
+                self.leave(if may_pass { Exit::Broken { reason } } else { Exit::Unfit { reason } })
             }
             (ToWorker::Finish(how), _) => {
                 let mut outputs = self.say(Generation(0), FromWorker::Goodbye);
@@ -417,6 +424,13 @@ impl Session {
     fn send(&self, generation: Generation, body: FromWorker) -> Output {
         Output::Send(Fenced { term: self.term, generation, body })
     }
+}
+
+/// Read and checked, as whatever a job says is taken for granted from here on.
+fn job_of(json: &str) -> Result<JobConfig, String> {
+    let job: JobConfig = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    job.validate().map_err(|error| error.to_string())?;
+    Ok(job)
 }
 
 #[cfg(test)]
@@ -546,9 +560,13 @@ mod tests {
             assert!(matches!(&outputs[0], Output::Send(Fenced { body: FromWorker::Goodbye, .. })));
             assert_eq!(outputs.last(), Some(&Output::Exit(exit)));
         }
-        let outputs = joined().handle(received(3, 0, ToWorker::Refused { reason: "other data".into() }));
+        let outputs = joined().handle(received(
+            3,
+            0,
+            ToWorker::Refused { reason: "other data".into(), may_pass: false },
+        ));
         assert!(
-            matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("other data"))
+            matches!(outputs.last(), Some(Output::Exit(Exit::Unfit { reason })) if reason.contains("other data"))
         );
     }
 
@@ -587,6 +605,18 @@ mod tests {
         assert_eq!(outputs.last(), Some(&Output::Exit(Exit::Failed { reason })));
     }
 
+    #[test]
+    fn a_job_that_makes_no_sense_is_not_begun() {
+        let (mut session, _) = Session::start(identity());
+        let mut welcome = first_welcome();
+        welcome.job_json = r#"{"cluster": {"heartbeat_timeout_s": -1.0}}"#.into();
+        let outputs = session.handle(received(3, 0, ToWorker::Welcome(welcome)));
+        assert!(
+            matches!(outputs.last(), Some(Output::Exit(Exit::Failed { reason })) if reason.contains("heartbeat_timeout_s")),
+            "{outputs:?}"
+        );
+    }
+
     /// Its launcher goes by the difference.
     #[test]
     fn what_kept_it_from_preparing_may_have_passed_at_its_next_start() {
@@ -597,7 +627,7 @@ mod tests {
             let outputs = session.handle(Input::NotPrepared { reason: reason.clone(), may_pass });
             let told = |output: &Output| matches!(output, Output::Send(_));
             assert!(outputs.iter().any(told), "the coordinator hears why: {outputs:?}");
-            let exit = if may_pass { Exit::Broken { reason } } else { Exit::Failed { reason } };
+            let exit = if may_pass { Exit::Broken { reason } } else { Exit::Unfit { reason } };
             assert_eq!(outputs.last(), Some(&Output::Exit(exit)));
         }
     }

@@ -1,6 +1,12 @@
 //! `musher-worker pretrain`: an encoder for `model.pretrained`, from the job's own images.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -67,6 +73,7 @@ impl Pretrain {
             ("dataset_digest", data.dataset.digest().into()),
         ]);
         let mut pretext = Pretext::new(job, self.task, data, device).map_err(usage)?;
+        check_writable(&self.out).map_err(usage)?;
         let started = Instant::now();
         for epoch in 1..=self.epochs {
             let result = pretext.epoch(Epoch(epoch))?;
@@ -83,6 +90,17 @@ impl Pretrain {
         println!("{:.0} s; use it with --set model.pretrained={file}", started.elapsed().as_secs_f64());
         Ok(())
     }
+}
+
+/// Found out before hours of work, not behind them. What is there stays as it is.
+fn check_writable(file: &Path) -> anyhow::Result<()> {
+    let is_new = !file.exists();
+    let opened = fs::File::options().append(true).create(true).open(file);
+    opened.with_context(|| format!("--out: cannot write {}", file.display()))?;
+    if is_new {
+        fs::remove_file(file)?;
+    }
+    Ok(())
 }
 
 /// As a job file has it.

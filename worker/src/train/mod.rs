@@ -65,6 +65,10 @@ pub enum TrainError {
     TornSync { expected: u64, found: u64 },
     #[error(transparent)]
     Pretrained(#[from] PretrainedError),
+    #[error(
+        "the coordinator's words about the weights can't be read ({0}): install the same version on both sides"
+    )]
+    Metadata(serde_json::Error),
     #[error("the checkpoint could not be downloaded: {0}")]
     Download(String),
     #[error(transparent)]
@@ -106,6 +110,7 @@ impl TrainError {
             TrainError::Data(_)
             | TrainError::NotFinite(_)
             | TrainError::Pretrained(_)
+            | TrainError::Metadata(_)
             | TrainError::Model(_)
             | TrainError::Torch(_)
             | TrainError::Extension(_) => false,
@@ -117,7 +122,10 @@ impl TrainError {
         match self {
             // Its network perhaps: another may reach the store.
             TrainError::Data(DatasetError::Store { .. }) => false,
-            TrainError::Data(_) | TrainError::NotFinite(_) | TrainError::Pretrained(_) => true,
+            TrainError::Data(_)
+            | TrainError::NotFinite(_)
+            | TrainError::Pretrained(_)
+            | TrainError::Metadata(_) => true,
             TrainError::Collective(_)
             | TrainError::Gpu(_)
             | TrainError::Incomplete { .. }

@@ -56,6 +56,7 @@ unsafe extern "C" {
     pub(crate) fn torch_ext_try_kernels(on: bool) -> *mut c_char;
     pub(crate) fn torch_ext_repeatable_kernels() -> *mut c_char;
     pub(crate) fn torch_ext_cpu_capability() -> *const c_char;
+    pub(crate) fn torch_ext_exit(code: c_int) -> !;
     pub(crate) fn torch_ext_spread(
         x: *mut C_tensor,
         background: *mut C_tensor,

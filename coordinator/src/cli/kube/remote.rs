@@ -316,7 +316,8 @@ fn chosen<'a>(run: &'a RunObjects, wanted: Option<&str>) -> Result<&'a Pod, Stri
 /// Until the log ends, or nobody reads any more.
 async fn copy(cluster: &Cluster, pod: &str, params: &LogParams, before: String) -> Result<(), ClusterError> {
     let mut lines = cluster.log(pod, params).await?.lines();
-    while let Some(Ok(line)) = lines.next().await {
+    while let Some(line) = lines.next().await {
+        let line = line.map_err(|source| ClusterError::LogBroke { pod: pod.to_owned(), source })?;
         if writeln!(io::stdout(), "{before}{line}").is_err() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use musher_proto::{
-    ids::{Generation, Step, Term},
+    ids::{Generation, Session, Step, Term},
     message::{DataFacts, Fenced, FromWorker, Join, PROTOCOL, ToWorker},
 };
 
@@ -127,22 +127,18 @@ fn another_data_set_is_refused() {
     );
 }
 
+fn join_as(sim: &mut Sim, session: Session, arithmetic: &str) {
+    let (data, ring_address, arithmetic) = (facts(), format!("{session}:1"), arithmetic.into());
+    let join = Join { data, ring_address, arithmetic, held: None, at_work: None };
+    sim.say(session, Generation(0), FromWorker::Join(join));
+}
+
 #[test]
 fn another_arithmetic_is_refused_while_somebody_is_there() {
     let mut sim = Sim::new(job());
     let first = sim.join("a");
-    let join = |sim: &mut Sim, name: &str, arithmetic: &str| {
-        let session = sim.connect(name);
-        let join = Join {
-            data: facts(),
-            ring_address: format!("{name}:1"),
-            arithmetic: arithmetic.into(),
-            held: None,
-            at_work: None,
-        };
-        sim.say(session, Generation(0), FromWorker::Join(join));
-    };
-    join(&mut sim, "b", "CUDA");
+    let second = sim.connect("b");
+    join_as(&mut sim, second, "CUDA");
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. })
             if reason.contains("trains on CUDA, the team, as a does, on cpu")),
@@ -150,8 +146,39 @@ fn another_arithmetic_is_refused_while_somebody_is_there() {
         sim.events.last()
     );
     sim.say(first, Generation(0), FromWorker::Goodbye);
-    join(&mut sim, "c", "CUDA");
+    let third = sim.connect("c");
+    join_as(&mut sim, third, "CUDA");
     assert!(matches!(sim.events.last(), Some(RunEvent::WorkerJoined { worker, .. }) if worker.0 == "c"));
+}
+
+/// They prepare for seconds between Hello and Join.
+#[test]
+fn too_many_that_come_at_once_are_refused_when_they_join() {
+    let mut job = job();
+    job.cluster.max_workers = 2;
+    let mut sim = Sim::new(job);
+    let sessions = ["a", "b", "c"].map(|name| sim.connect(name));
+    for session in sessions {
+        join_as(&mut sim, session, "cpu");
+    }
+    assert!(
+        matches!(sim.events.last(), Some(RunEvent::WorkerRefused { worker, reason })
+            if worker.0 == "c" && reason.contains("cluster.max_workers = 2")),
+        "{:?}",
+        sim.events.last()
+    );
+    assert_eq!(sim.core.status(sim.now).peers.len(), 2);
+}
+
+/// Even one that would not be let in.
+#[test]
+fn a_members_second_join_changes_nothing() {
+    let mut sim = Sim::new(job());
+    let a = sim.join("a");
+    sim.join("b");
+    sim.until(|sim| sim.phase() == "training");
+    join_as(&mut sim, a, "CUDA");
+    assert_eq!((sim.phase(), sim.core.status(sim.now).peers.len()), ("training", 2));
 }
 
 #[test]

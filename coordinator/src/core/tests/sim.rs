@@ -662,7 +662,7 @@ impl Sim {
                 };
                 self.worker_says(session, Generation(0), FromWorker::Join(join));
             }
-            ToWorker::Refused { reason } => {
+            ToWorker::Refused { reason, .. } => {
                 worker.refused = Some(reason);
                 worker.connected = false;
             }

@@ -3,10 +3,13 @@
 use std::error::Error;
 
 use ::kube::core::Status;
+use musher_proto::causes::causes;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum ClusterError {
+    #[error("the log of Pod {pod} broke off ({source}): ask for it again")]
+    LogBroke { pod: String, source: std::io::Error },
     #[error(
         "no cluster is configured ({0}): name a file with --kubeconfig or KUBECONFIG, or put one at ~/.kube/config"
     )]
@@ -94,20 +97,6 @@ impl Doing<'_> {
     fn refused(&self, message: String) -> ClusterError {
         ClusterError::Refused { verb: self.verb, what: self.what.to_owned(), message }
     }
-}
-
-/// An error with what it came from, each once.
-pub(super) fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !said.contains(&text) {
-            said += &format!(": {text}");
-        }
-        source = cause.source();
-    }
-    said
 }
 
 fn root_cause(error: &(dyn Error + 'static)) -> String {

@@ -26,6 +26,7 @@ use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{PersistentVolumeClaim, Pod, Secret},
 };
+use musher_proto::causes::causes;
 use serde_json::{Value, json};
 
 use error::Doing;
@@ -105,7 +106,7 @@ impl Cluster {
         config.connect_timeout = Some(CONNECT);
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).map_err(|error| ClusterError::Config(error::causes(&error)))?;
+        let client = Client::try_from(config).map_err(|error| ClusterError::Config(causes(&error)))?;
         Ok(Self { client, server, namespace })
     }
 
@@ -336,7 +337,7 @@ async fn configure(options: &Options) -> Result<Config, ClusterError> {
         Err(error) => {
             let told_where = options.kubeconfig.is_some() || options.context.is_some();
             let in_pod = if told_where { None } else { Config::incluster().ok() };
-            return in_pod.ok_or_else(|| ClusterError::NoConfig(error::causes(&error)));
+            return in_pod.ok_or_else(|| ClusterError::NoConfig(causes(&error)));
         }
     };
     let known = |wanted: &str| file.contexts.iter().any(|context| context.name == wanted);
@@ -350,7 +351,7 @@ async fn configure(options: &Options) -> Result<Config, ClusterError> {
             let options = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
             Config::from_custom_kubeconfig(file, &options)
                 .await
-                .map_err(|error| ClusterError::Config(error::causes(&error)))
+                .map_err(|error| ClusterError::Config(causes(&error)))
         }
     }
 }
