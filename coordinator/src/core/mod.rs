@@ -17,6 +17,7 @@ pub mod reasons;
 mod restart;
 mod returning;
 mod roster;
+mod saving;
 mod slowness;
 mod status;
 mod time;
