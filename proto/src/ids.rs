@@ -100,4 +100,28 @@ impl CheckpointId {
     pub fn before_validation(epoch: Epoch, applied: Step) -> Self {
         Self(format!("e{:04}-s{:08}-unvalidated", epoch.0, applied.0))
     }
+
+    /// The epoch that it was taken in, and the steps that were applied; `None` of a name that says neither.
+    pub fn position(&self) -> Option<(Epoch, Step)> {
+        let mut parts = self.0.split('-');
+        let epoch = parts.next()?.strip_prefix('e')?.parse().ok()?;
+        let applied = parts.next()?.strip_prefix('s')?.parse().ok()?;
+        Some((Epoch(epoch), Step(applied)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoints_name_says_where_it_was_taken() {
+        let at = (Epoch(12), Step(123_456_789));
+        for id in [CheckpointId::of(at.0, at.1), CheckpointId::before_validation(at.0, at.1)] {
+            assert_eq!(id.position(), Some(at), "{id}");
+        }
+        for foreign in ["", "best", "e1", "e1-x2", "s1-e2"] {
+            assert_eq!(CheckpointId::from(foreign).position(), None, "{foreign:?}");
+        }
+    }
 }

@@ -171,7 +171,7 @@ fn as_json(status: &StatusReply) -> serde_json::Value {
 
 fn as_text(status: &StatusReply) -> String {
     let mut text = format!(
-        "run {}: {}, epoch {}/{}, {}/{} samples, step {}, loss {:.4}, {:.1} images/s\n",
+        "run {}: {}, epoch {}/{}, {}/{} samples, step {}, loss {}, {:.1} images/s\n",
         status.run,
         status.phase,
         status.epoch,
@@ -179,7 +179,7 @@ fn as_text(status: &StatusReply) -> String {
         status.cursor,
         status.train_samples,
         status.applied,
-        status.loss,
+        if status.loss.is_finite() { format!("{:.4}", status.loss) } else { "-".into() },
         status.images_per_second,
     );
     if let (Some(epoch), Some(value)) = (status.best_epoch, status.best_value) {

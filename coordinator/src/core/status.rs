@@ -19,6 +19,9 @@ pub struct RunStatus {
     pub train_samples: u64,
     /// Of the rank that speaks for the team; `None` before anything was trained.
     pub progress: Option<Progress>,
+    /// Epoch and step that the next team goes on from, as things are: of the newest state that somebody holds, or of the
+    /// newest checkpoint.
+    pub resting: (Epoch, Step),
     pub best: Option<Best>,
     pub peers: Vec<PeerStatus>,
     /// The last abort or removal, as a sentence.
@@ -54,15 +57,21 @@ pub enum Health {
 
 impl RunStatus {
     pub fn epoch(&self) -> Epoch {
-        self.progress.map(|p| p.epoch).unwrap_or_default()
+        self.progress.map_or(self.resting.0, |progress| progress.epoch)
     }
 
     pub fn applied(&self) -> Step {
-        self.progress.map(|p| p.applied).unwrap_or_default()
+        self.progress.map_or(self.resting.1, |progress| progress.applied)
     }
 }
 
 impl Core {
+    fn resting(&self) -> (Epoch, Step) {
+        let held = self.newest_held().map(|held| (held.epoch, held.applied));
+        let durable = || self.durable.as_ref().and_then(|durable| durable.checkpoint.position());
+        held.or_else(durable).unwrap_or_default()
+    }
+
     pub fn status(&self, now: Time) -> RunStatus {
         let rank_of = |session| self.team().and_then(|team| team.rank_of(session));
         RunStatus {
@@ -83,6 +92,7 @@ impl Core {
                 .team()
                 .and_then(|team| self.peers.get(&team.session_of(Rank(0))?))
                 .and_then(|peer| peer.progress),
+            resting: self.resting(),
             last_trouble: self.last_trouble.clone(),
             best: self.progress.early_stopping.best,
             peers: self

@@ -335,6 +335,7 @@ mod tests {
             epochs: 100,
             train_samples: 40,
             progress: Some(progress),
+            resting: Default::default(),
             best: None,
             peers: vec![peer, newcomer],
             last_trouble: None,
@@ -362,6 +363,9 @@ mod tests {
     #[test]
     fn a_parser_reads_what_the_run_is_doing() {
         let scrape = scrape(&Metrics::default());
+        for cause in AbortCause::CAUSES {
+            assert_eq!(value(&scrape, "musher_aborts_total", &[("cause", cause)]), 0.0);
+        }
         assert_eq!(value(&scrape, "musher_team_size", &[]), 1.0);
         assert_eq!(value(&scrape, "musher_workers", &[]), 2.0);
         assert_eq!(value(&scrape, "musher_applied_step", &[]), 41.0);

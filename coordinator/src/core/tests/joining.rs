@@ -170,6 +170,33 @@ fn too_many_that_come_at_once_are_refused_when_they_join() {
     assert_eq!(sim.core.status(sim.now).peers.len(), 2);
 }
 
+/// And says where it stands: with nobody there, that is the newest checkpoint.
+#[test]
+fn a_run_that_loses_its_last_worker_says_that_it_waits() {
+    let mut job = job();
+    job.cluster.workers = 1;
+    let mut sim = Sim::new(job);
+    let only = sim.join("a");
+    sim.until(|sim| sim.events.iter().any(|event| matches!(event, RunEvent::CheckpointCommitted { .. })));
+    sim.until(|sim| sim.phase() == "training");
+    sim.say(only, Generation(0), FromWorker::Goodbye);
+    let aborted = |event: &RunEvent| matches!(event, RunEvent::GenerationAborted { .. });
+    let since = sim.events.iter().position(aborted).expect("its generation ended with it");
+    let waits = |event: &RunEvent| matches!(event, RunEvent::WaitingForWorkers { joined: 0, wanted: 1 });
+    assert_eq!(
+        sim.events[since..].iter().filter(|event| waits(event)).count(),
+        1,
+        "{:?}",
+        &sim.events[since..]
+    );
+    let saved = sim.events.iter().rev().find_map(|event| match event {
+        RunEvent::CheckpointCommitted { epoch, step, .. } => Some((*epoch, *step)),
+        _ => None,
+    });
+    let status = sim.core.status(sim.now);
+    assert_eq!(Some((status.epoch(), status.applied())), saved);
+}
+
 /// Even one that would not be let in.
 #[test]
 fn a_members_second_join_changes_nothing() {
