@@ -91,7 +91,11 @@ impl Team {
     /// Lets them end by themselves within `grace`, then kills what is left.
     pub async fn finish(&mut self, grace: Duration) -> Ending {
         raise(&self.wish, Wish::Wind);
-        if time::timeout(grace, self.all_ended()).await.is_err() {
+        // One that has not come as far as to hear that the run is over hears it so.
+        if time::timeout(grace.min(PROMPT), self.all_ended()).await.is_err() {
+            raise(&self.wish, Wish::Terminate);
+        }
+        if time::timeout(grace.saturating_sub(PROMPT), self.all_ended()).await.is_err() {
             warn!("killing workers that did not end with the run");
             raise(&self.wish, Wish::Kill);
             self.all_ended().await;
@@ -144,6 +148,9 @@ impl Ender {
         raise(&self.0, Wish::Kill);
     }
 }
+
+/// A worker that has heard the run's end is gone within it.
+const PROMPT: Duration = Duration::from_secs(2);
 
 /// One worker through all its lives; returns how the last one ended.
 async fn keep_running(

@@ -175,9 +175,10 @@ impl Join {
                 self.run_node(count, credentials)
             }
             None => {
-                // The run's events are the coordinator's to tell; a worker says only what went wrong with
-                // itself.
-                init_log(self.log_format, "warn");
+                // The run's events are the coordinator's to tell; a worker says what went wrong with itself, and to
+                // whoever started it by hand that it is in.
+                let level = if self.parent.is_some() { "warn" } else { "warn,musher_worker::shell=info" };
+                init_log(self.log_format, level);
                 self.run_worker(credentials)
             }
         }

@@ -325,9 +325,18 @@ impl Shell {
             Input::Received(Fenced { generation, body, .. }) => {
                 self.lost_at = None;
                 self.told_to_leave = None;
-                if let ToWorker::Abort { reason } = body {
-                    info!(%generation, reason, "the generation is over");
-                    self.told_to_leave = Some(reason.clone());
+                match body {
+                    ToWorker::Welcome(welcome) => {
+                        info!(run = welcome.run, "the coordinator knows this worker")
+                    }
+                    ToWorker::Form(form) => {
+                        info!(%generation, rank = form.rank.0, world_size = form.world, "in a team");
+                    }
+                    ToWorker::Abort { reason } => {
+                        info!(%generation, reason, "the generation is over");
+                        self.told_to_leave = Some(reason.clone());
+                    }
+                    _ => {}
                 }
             }
             Input::Disconnected { reason } => {
