@@ -1,26 +1,23 @@
 //! From connected workers to a generation that holds one state: gathering, forming, aborting.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use musher_proto::{
     ids::{Generation, Rank, Session},
-    message::{Form, Interrupted, Pretrained, ReplicaLabel, Start, Synced, ToWorker, Waited},
+    message::{Form, Interrupted, Pretrained, ReplicaLabel, Start, Synced, ToWorker},
 };
 use sha2::{Digest, Sha256};
 
 use super::{
-    Bench, Core, Gathering, Phase, aborted,
+    Core, Gathering, Phase, aborted, benching,
     effects::{Action, Fences, RunEvent, Status, Time},
-    evidence,
-    reasons::{AbortCause, Departure, Wait},
+    reasons::AbortCause,
     roster::{Replies, Team},
     seconds,
 };
 
 /// A team that fails so often in a row without a step between is not going to succeed.
 const BARREN_LIMIT: u32 = 5;
-/// A worker that is put out again and again stays out for so many step time-outs at most.
-const LONGEST_BENCH: u32 = 16;
 
 impl Core {
     /// Forms the next generation when enough workers are there, or when waiting longer is pointless.
@@ -314,7 +311,7 @@ impl Core {
             self.suspects_are_lost(now, out); // which aborts the generation, too
         }
         if let Some(rank) = rank.filter(|_| self.team().is_some()) {
-            let wait = report.waited.as_ref().map(wait);
+            let wait = report.waited.as_ref().map(benching::wait);
             let reason = report.reason.clone();
             self.abort(AbortCause::ExchangeBroken { worker, rank, reason, wait }, now, out);
         }
@@ -325,20 +322,6 @@ impl Core {
             self.is_ready(session, now, out);
         }
         self.settled(session, now, out);
-    }
-
-    /// Takes a member's testimony. A connection that was closed in an orderly way, or a short wait, says
-    /// nothing about links.
-    fn hear(&mut self, session: Session, waited: Waited) {
-        let long = seconds(self.job.cluster.step_timeout_s) / 2;
-        if let Phase::Gathering(Gathering { inquest: Some(inquest), former: Some(team), .. }) =
-            &mut self.phase
-            && let Some(rank) = team.rank_of(session)
-            && !waited.closed
-            && Duration::from_millis(waited.ms) >= long
-        {
-            inquest.push((rank, waited));
-        }
     }
 
     /// A former member has said what it holds, or is gone. After the last, others have a while to come.
@@ -361,47 +344,4 @@ impl Core {
             out.push(Action::Emit(RunEvent::WaitingForWorkers { joined, wanted }));
         }
     }
-
-    /// Benches the member that the evidence speaks against, if there is any.
-    fn put_out(&mut self, team: &Team, testimony: &[(Rank, Waited)], now: Time, out: &mut Vec<Action>) {
-        let newest = self.newest_held();
-        let holds_it = |session: Session| self.peers.get(&session).is_some_and(|p| p.held() == newest);
-        let holders: Vec<Rank> = team
-            .members()
-            .filter(|(_, session)| newest.is_some() && holds_it(*session))
-            .map(|(rank, _)| rank)
-            .collect();
-        let Some(rank) = evidence::verdict(testimony, team.world(), &holders) else { return };
-        let witness = testimony.iter().find(|(witness, waited)| *witness == rank || waited.peer == rank);
-        let Some((_, waited)) = witness else { return };
-        let Some(mut peer) = team.session_of(rank).and_then(|session| self.peers.get_mut(&session)) else {
-            return;
-        };
-        let bench = self.bench.entry(peer.worker().clone()).or_insert(Bench { until: now, times: 0 });
-        let rounds = 1u32.checked_shl(bench.times).unwrap_or(u32::MAX).min(LONGEST_BENCH);
-        let benched = seconds(self.job.cluster.step_timeout_s) * rounds;
-        *bench = Bench { until: now + benched, times: bench.times + 1 };
-        peer.benched = Some(bench.until);
-        let departure = Departure::Unreachable { wait: wait(waited), benched };
-        let worker = peer.worker().clone();
-        self.last_trouble = Some(format!("worker {worker} was put out: {departure}"));
-        out.push(Action::Emit(RunEvent::WorkerLeft { worker, rank: Some(rank), departure }));
-    }
-
-    /// Those whose time on the bench is over are as good as newcomers.
-    pub(super) fn end_benches(&mut self, now: Time, out: &mut Vec<Action>) {
-        if self.peers.count().benched == 0 {
-            return;
-        }
-        let over = |peer: &super::Peer| peer.benched.is_some_and(|until| now >= until);
-        let free: Vec<Session> = self.peers.iter().filter(|(_, p)| over(p)).map(|(&s, _)| s).collect();
-        for session in free {
-            self.is_ready(session, now, out);
-        }
-    }
-}
-
-fn wait(waited: &Waited) -> Wait {
-    let Waited { step, phase, ms, .. } = waited;
-    Wait { step: *step, phase: format!("exchange, {phase}"), waited: Duration::from_millis(*ms) }
 }

@@ -3,6 +3,7 @@
 //! No I/O, no clock, no randomness; ordered collections only. The shell around it persists first,
 //! then sends. The rules of the protocol and their reasons are in ARCHITECTURE.md.
 
+mod benching;
 mod checkpointing;
 pub mod early_stopping;
 pub mod effects;
