@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -23,34 +23,57 @@ const STATE: Tag = Tag { step: 0, bucket: 1, phase: Phase::State };
 /// More than the sockets' buffers hold.
 const LARGE: usize = 40 << 20;
 
-fn reduce(ring: &mut Ring, bytes: usize) -> Result<(), CollectiveError> {
-    ring.all_reduce(GRADIENTS, &mut vec![1.0; bytes / 4])
+fn reduce(ring: &mut Ring, data: &mut [f32]) -> Result<(), CollectiveError> {
+    ring.all_reduce(GRADIENTS, data)
 }
 
-/// Waits until nothing has moved for this ring for a while: all that can be sent is sent.
-fn stands_still(ring: &impl Fn() -> Instant) {
-    while ring().elapsed() < Duration::from_millis(200) {
+fn ones(bytes: usize) -> Vec<f32> {
+    vec![1.0; bytes / 4]
+}
+
+/// Waits until nothing has moved for a while: all that can be sent is sent.
+fn stands_still(last_moved: impl Fn() -> Instant) {
+    while last_moved().elapsed() < Duration::from_millis(400) {
         thread::yield_now();
     }
 }
 
-/// Runs `call` on each ring, aborts them once all stand still, and returns what each waited for.
-fn broken_off(
+/// Runs `call` with `data` on each ring, aborts them once all stand still, and returns what each waited for.
+fn broken_off<T: Clone + Sync>(
     rings: &mut [Ring],
-    call: impl Fn(&mut Ring) -> Result<(), CollectiveError> + Sync,
+    data: &[T],
+    call: impl Fn(&mut Ring, &mut [T]) -> Result<(), CollectiveError> + Sync,
+) -> Vec<Waited> {
+    broken_off_after(|| {}, rings, data, call)
+}
+
+/// As [`broken_off`]; that nothing moves counts only once all ranks are at it and `event` has come about.
+fn broken_off_after<T: Clone + Sync>(
+    event: impl FnOnce() + Send,
+    rings: &mut [Ring],
+    data: &[T],
+    call: impl Fn(&mut Ring, &mut [T]) -> Result<(), CollectiveError> + Sync,
 ) -> Vec<Waited> {
     let meters: Vec<_> = rings.iter().map(Collective::meter).collect();
     let aborters: Vec<Aborter> = rings.iter().map(Collective::aborter).collect();
+    let begun = Barrier::new(rings.len() + 1);
     thread::scope(|scope| {
         scope.spawn(|| {
-            meters.iter().for_each(|meter| stands_still(&|| meter.last_moved()));
+            begun.wait();
+            event();
+            let since = Instant::now();
+            meters.iter().for_each(|meter| stands_still(|| meter.last_moved().max(since)));
             aborters.iter().for_each(Aborter::abort);
         });
-        each(rings, |ring| match call(ring).unwrap_err() {
-            CollectiveError::Aborted(Some(waited)) => waited,
-            // A neighbour's abort was noticed before one's own: no evidence is lost.
-            CollectiveError::PeerClosed { waited, .. } => waited,
-            other => panic!("{other}"),
+        each(rings, |ring| {
+            let mut data = data.to_vec();
+            begun.wait();
+            match call(ring, &mut data).unwrap_err() {
+                CollectiveError::Aborted(Some(waited)) => waited,
+                // A neighbour's abort was noticed before one's own: no evidence is lost.
+                CollectiveError::PeerClosed { waited, .. } => waited,
+                other => panic!("{other}"),
+            }
         })
     })
 }
@@ -61,7 +84,7 @@ fn a_peer_that_does_not_read_is_named_by_those_next_to_it() {
     for bytes in [LARGE, 64] {
         let mut rings = team(4, PATIENCE);
         let stuck = rings.remove(1);
-        let waited = broken_off(&mut rings, |ring| reduce(ring, bytes));
+        let waited = broken_off(&mut rings, &ones(bytes), reduce);
         assert!(waited.iter().all(|waited| waited.call == Some(GRADIENTS)), "{waited:?}");
         let fewest = waited.iter().min_by_key(|waited| waited.received).unwrap();
         assert_eq!((fewest.rank, fewest.closed), (1, false), "{waited:?}");
@@ -75,14 +98,14 @@ fn a_peer_that_does_not_read_is_named_by_those_next_to_it() {
 fn a_peer_that_is_gone_is_closed_and_one_that_is_aborted_here_is_not() {
     let mut rings = team(2, PATIENCE);
     drop(rings.pop());
-    let error = reduce(&mut rings[0], 64).unwrap_err();
+    let error = reduce(&mut rings[0], &mut ones(64)).unwrap_err();
     let CollectiveError::PeerClosed { rank: 1, waited } = &error else { panic!("{error}") };
     assert_eq!((waited.rank, waited.call, waited.closed), (1, Some(GRADIENTS), true));
     assert_eq!(error.waited(), Some(waited));
 
     let mut rings = team(2, PATIENCE);
     let _stuck = rings.pop();
-    let waited = broken_off(&mut rings, |ring| reduce(ring, 64)).remove(0);
+    let waited = broken_off(&mut rings, &ones(64), reduce).remove(0);
     assert_eq!((waited.rank, waited.closed), (1, false));
 }
 
@@ -90,7 +113,7 @@ fn a_peer_that_is_gone_is_closed_and_one_that_is_aborted_here_is_not() {
 fn an_abort_between_two_calls_finds_nobody_waiting() {
     let mut rings = team(2, PATIENCE);
     rings[0].aborter().abort();
-    assert_eq!(reduce(&mut rings[0], 64).unwrap_err(), CollectiveError::Aborted(None));
+    assert_eq!(reduce(&mut rings[0], &mut ones(64)).unwrap_err(), CollectiveError::Aborted(None));
 }
 
 #[test]
@@ -98,10 +121,8 @@ fn the_root_of_a_broadcast_never_has_the_fewest_bytes() {
     for root in 0..3 {
         let mut rings = team(3, PATIENCE);
         let stuck = rings.remove((root as usize + 1) % 3);
-        let mut waited = broken_off(&mut rings, |ring| {
-            let mut data = vec![0; LARGE];
-            ring.broadcast(STATE, root, &mut data)
-        });
+        let mut waited =
+            broken_off(&mut rings, &vec![0; LARGE], |ring, data| ring.broadcast(STATE, root, data));
         let of_root = rings.iter().position(|ring| ring.rank() == root).unwrap();
         let of_root = waited.remove(of_root);
         assert_eq!(of_root.rank, stuck.rank());
@@ -136,7 +157,7 @@ fn the_meter_moves_while_a_long_call_goes_on() {
     let (sender, sums) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
-            each(&mut rings, |ring| reduce(ring, LARGE).unwrap());
+            each(&mut rings, |ring| reduce(ring, &mut ones(LARGE)).unwrap());
             drop(sender);
         });
         let mut seen = vec![meter.received()];
@@ -170,18 +191,16 @@ fn a_cut_link_is_one_that_does_not_carry_what_was_sent() {
             form(listener, &RingSpec { patience: PATIENCE, ..spec(rank, &links) }, PATIENCE).unwrap()
         });
         let meter = rings[0].meter();
-        let waited = thread::scope(|scope| {
-            scope.spawn(|| {
-                while meter.received() < 2 * bytes as u64 {
-                    thread::yield_now();
-                }
-                is_cut.store(true, Ordering::Relaxed);
-            });
-            broken_off(&mut rings, |ring| {
-                loop {
-                    reduce(ring, bytes)?;
-                }
-            })
+        let cut_in_midst = || {
+            while meter.received() < 2 * bytes as u64 {
+                thread::yield_now();
+            }
+            is_cut.store(true, Ordering::Relaxed);
+        };
+        let waited = broken_off_after(cut_in_midst, &mut rings, &ones(bytes), |ring, data| {
+            loop {
+                reduce(ring, data)?;
+            }
         });
         let lost = |rank: &u32| {
             let before = (rank + WORLD - 1) % WORLD;
