@@ -306,21 +306,21 @@ fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
             return Err(RunDirError::JobChanged { key, then: show(then), now: show(now) });
         }
     }
-    for (key, (then, now)) in changed_recipe(&then, &now) {
+    for (key, then, now) in changed_recipe(&then, &now) {
         warn!(key, %then, %now, "the run goes on with another recipe than it began with");
     }
     Ok(())
 }
 
 /// Keys of the sections that decide what is learned, with their values then and now, where these differ.
-fn changed_recipe(then: &Value, now: &Value) -> Vec<(String, (Value, Value))> {
+fn changed_recipe(then: &Value, now: &Value) -> Vec<(String, Value, Value)> {
     let mut changed = Vec::new();
     for section in ["augment", "model", "train", "early_stopping"] {
         let Some(keys) = now[section].as_object() else { continue };
         for (key, now) in keys {
             let then = &then[section][key];
             if then != now {
-                changed.push((format!("{section}.{key}"), (then.clone(), now.clone())));
+                changed.push((format!("{section}.{key}"), then.clone(), now.clone()));
             }
         }
     }
@@ -329,4 +329,26 @@ fn changed_recipe(then: &Value, now: &Value) -> Vec<(String, (Value, Value))> {
 
 fn plain(job: &JobConfig) -> Value {
     serde_json::to_value(job).expect("a job is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_names_what_may_not_change() {
+        let text = include_str!("../../docs/checkpoints.md");
+        for key in PINNED {
+            assert!(text.contains(&format!("`{key}`")), "{key} is not in docs/checkpoints.md");
+        }
+    }
+
+    #[test]
+    fn what_changed_of_the_recipe_is_named_and_nothing_else() {
+        let (then, mut now) = (JobConfig::default(), JobConfig::default());
+        (now.train.learning_rate, now.cluster.workers) = (0.5, 7);
+        let changed = changed_recipe(&plain(&then), &plain(&now));
+        let rate = serde_json::json!(then.train.learning_rate);
+        assert_eq!(changed, [("train.learning_rate".into(), rate, serde_json::json!(0.5))]);
+    }
 }

@@ -199,13 +199,7 @@ impl Worker {
                     train_samples: SAMPLES,
                     val_samples: SAMPLES,
                 };
-                let join = Join {
-                    data,
-                    ring_address: "127.0.0.1:1".into(),
-                    arithmetic: "cpu".into(),
-                    held: None,
-                    at_work: None,
-                };
+                let join = Join::of_newcomer(data, "127.0.0.1:1", "cpu");
                 self.say(Generation(0), FromWorker::Join(join)).await;
             }
             ToWorker::Form(form) => {

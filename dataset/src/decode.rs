@@ -78,6 +78,11 @@ pub fn is_picture(file: &Path) -> bool {
     read.is_ok() && image::guess_format(&start).is_ok_and(|format| format.reading_enabled())
 }
 
+/// Whether a file is named like an image of a supported format; what is in it does not matter.
+pub fn is_named_as_picture(file: &Path) -> bool {
+    ImageFormat::from_path(file).is_ok_and(|format| format.reading_enabled())
+}
+
 /// More bytes than any format needs to be known.
 const LONGEST_MAGIC: u64 = 64;
 

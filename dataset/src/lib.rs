@@ -24,7 +24,7 @@ mod raster;
 pub use raster::{Mask, Pair, Picture, Raster};
 
 mod decode;
-pub use decode::{decode_mask, decode_pair, decode_picture, is_picture};
+pub use decode::{decode_mask, decode_pair, decode_picture, is_named_as_picture, is_picture};
 
 mod cache;
 pub use cache::{CacheCounters, ImageCache};

@@ -345,6 +345,15 @@ impl JobConfig {
         check::check(self).map_err(|problem| problem.at(Place::Default))
     }
 
+    /// Reads what another process has written of a job, and [checks](Self::validate) it: what a job says is taken for
+    /// granted afterwards.
+    pub fn from_json(json: &str) -> Result<Self, JobError> {
+        let job: Self =
+            serde_json::from_str(json).map_err(|error| JobError::Json { reason: error.to_string() })?;
+        job.validate()?;
+        Ok(job)
+    }
+
     /// The encoder that is built. Tells by the pretrained weights' name alone, so that all sides agree
     /// without the file; whoever reads it refuses what contradicts.
     pub fn encoder(&self) -> EncoderVariant {

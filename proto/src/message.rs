@@ -76,6 +76,18 @@ pub struct Join {
     pub at_work: Option<AtWork>,
 }
 
+impl Join {
+    /// Of a worker that holds nothing yet.
+    pub fn of_newcomer(
+        data: DataFacts,
+        ring_address: impl Into<String>,
+        arithmetic: impl Into<String>,
+    ) -> Self {
+        let (ring_address, arithmetic) = (ring_address.into(), arithmetic.into());
+        Self { data, ring_address, arithmetic, held: None, at_work: None }
+    }
+}
+
 /// The order that a member's training thread is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtWork {

@@ -103,7 +103,7 @@ fn step_alone(arguments: &Arguments, batch: u32) -> Result<StepAlone, Box<dyn Er
     let image_size = arguments.size as usize;
     let options = ModelOptions { width: arguments.width, image_size, ..ModelOptions::default() };
     torch_ext::allow_tf32(arguments.precision != Precision::Fp32)?;
-    tch::Cuda::cudnn_set_benchmark(true);
+    torch_ext::try_kernels(true)?;
     let mut replica = Replica::new(&options, 1, device)?;
     replica.use_bf16(arguments.precision == Precision::Bf16);
     let images = Tensor::f_rand([i64::from(batch), 3, size, size], (Kind::Float, device))?;

@@ -15,8 +15,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use musher_launcher::RestartPolicy;
-use musher_proto::causes::causes;
-use musher_proto::ids::WorkerId;
+use musher_proto::{causes::causes, ids::WorkerId};
 use musher_security::{Credentials, CredentialsArgs};
 use musher_session::{Exit, Identity};
 use rustix::process::Pid;

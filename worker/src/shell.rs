@@ -12,10 +12,11 @@ use anyhow::{Context, anyhow};
 use musher_collective::{Aborter, RingListener};
 use musher_dataset::{Dataset, DatasetError, ImageCache, Source as DataSource, Warnings};
 use musher_proto::{
+    causes::causes,
     convert::Malformed,
     ids::Generation,
     job::{Cluster, JobConfig, mebibytes},
-    message::{DataFacts, DataWarning, Failed, Fenced, FromWorker, Start, ToWorker},
+    message::{DataFacts, DataWarning, Failed, Fenced, FromWorker, Join, Start, ToWorker},
     wire::{self, training_client::TrainingClient},
 };
 use musher_security::{Credentials, Link as CoordinatorLink, fault};
@@ -336,7 +337,12 @@ impl Shell {
                         info!(%generation, reason, "the generation is over");
                         self.told_to_leave = Some(reason.clone());
                     }
-                    _ => {}
+                    ToWorker::Refused { .. }
+                    | ToWorker::Train(_)
+                    | ToWorker::Pause
+                    | ToWorker::Validate(_)
+                    | ToWorker::Save(_)
+                    | ToWorker::Finish(_) => {}
                 }
             }
             Input::Disconnected { reason } => {
@@ -390,7 +396,7 @@ impl Shell {
                 self.link = Link::open(channel, self.inputs.clone());
                 Input::Connected
             }
-            Err(error) => Input::CoordinatorLost { reason: format!("{error:#}") },
+            Err(error) => Input::CoordinatorLost { reason: causes(error.as_ref()) },
         }
     }
 
@@ -418,7 +424,7 @@ impl Shell {
                 Ok(opened) => opened,
                 Err(error) => {
                     let may_pass = matches!(error.downcast_ref(), Some(DatasetError::Store { .. }));
-                    let reason = format!("{error:#}");
+                    let reason = causes(error.as_ref());
                     let _ = inputs.blocking_send(Input::NotPrepared { reason, may_pass });
                     return;
                 }
@@ -452,7 +458,8 @@ impl Shell {
             // Without a replica it has said why.
             if let Some(orders) = trainer::start(start, products) {
                 let _ = hand_over.send(orders);
-                let _ = inputs.blocking_send(Input::Prepared { facts, ring_address, arithmetic });
+                let _ =
+                    inputs.blocking_send(Input::Prepared(Join::of_newcomer(facts, ring_address, arithmetic)));
             }
         });
     }

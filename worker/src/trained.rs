@@ -67,8 +67,6 @@ impl Trained {
 
 fn job_of(metadata: &HashMap<String, String>, file: &Path) -> Result<JobConfig, TrainedError> {
     let text = metadata.get("job").ok_or_else(|| TrainedError::Nameless(file.into()))?;
-    let not_understood = |reason: String| TrainedError::Job { file: file.into(), reason };
-    let job: JobConfig = serde_json::from_str(text).map_err(|error| not_understood(error.to_string()))?;
-    job.validate().map_err(|error| not_understood(error.to_string()))?;
-    Ok(job)
+    JobConfig::from_json(text)
+        .map_err(|error| TrainedError::Job { file: file.into(), reason: error.to_string() })
 }

@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use musher_launcher::findings::{Finding, as_text, has_failure};
 use musher_proto::{
+    causes::causes,
     job::{self, JobConfig},
     size::NetworkSize,
 };
@@ -96,7 +97,7 @@ fn worker_part() -> Vec<Finding> {
         Err(error) => {
             return vec![Finding::fail(
                 check,
-                format!("{error:#}"),
+                causes(error.as_ref()),
                 "without it this machine trains nothing",
             )];
         }
@@ -314,7 +315,7 @@ async fn coordinator(url: &str, credentials: CredentialsArgs) -> Finding {
     let advice = "see its address, and what the workers show it (--tls-ca, --token-file)";
     let link = match remote::link(url, credentials).await {
         Ok(link) => link,
-        Err(error) => return Finding::fail(check, format!("{error:#}"), advice),
+        Err(error) => return Finding::fail(check, causes(error.as_ref()), advice),
     };
     let asked = SystemTime::now();
     let answer = HealthClient::new(link).check(HealthCheckRequest::default()).await;

@@ -109,8 +109,8 @@ fn refused(status: tonic::Status) -> anyhow::Error {
     let fault = fault(&status);
     match fault.contains("connection closed") || fault.contains("broken pipe") {
         true => anyhow!(
-            "what answers there is no coordinator ({fault}): give the address in `run_started` (server.grpc), not the \
-             page's"
+            "the connection was closed ({fault}): is that the page's address? The coordinator's is the `address` in \
+             `run_started` (server.grpc)"
         ),
         false => anyhow!("{fault}"),
     }

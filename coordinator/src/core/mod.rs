@@ -96,8 +96,6 @@ pub struct Core {
     watch: Watch,
     /// What all workers' data must be; set by the first to join.
     data: Option<DataFacts>,
-    /// What all who are there round by, and who came with it first.
-    arithmetic: Option<(String, WorkerId)>,
     /// Digest of the data set that the run was started on, in an earlier life of the coordinator.
     started_on: Option<String>,
     phase: Phase,
@@ -467,9 +465,6 @@ impl Core {
     fn joined(&mut self, session: Session, join: Join, now: Time, out: &mut Vec<Action>) {
         let Some(peer) = self.peers.get(&session).filter(|peer| peer.join.is_none()) else { return };
         let worker = peer.worker().clone();
-        if self.peers.count().joined == 0 {
-            self.arithmetic = None;
-        }
         let fits = self.check_data(&join.data).and_then(|()| self.check_arithmetic(&join.arithmetic));
         // Many may have come while this one prepared.
         if let Err(refusal) = fits.map_err(Refusal::lasting).and_then(|()| self.check_room(&worker)) {
@@ -478,7 +473,6 @@ impl Core {
         }
         let Some(mut peer) = self.peers.get_mut(&session) else { return };
         self.data.get_or_insert_with(|| join.data.clone());
-        self.arithmetic.get_or_insert_with(|| (join.arithmetic.clone(), peer.worker().clone()));
         let at_work = join.at_work;
         peer.join = Some(join);
         drop(peer);
@@ -553,9 +547,12 @@ impl Core {
     /// # Errors
     /// As [`Self::check_data`].
     fn check_arithmetic(&self, found: &str) -> Result<(), String> {
-        match &self.arithmetic {
-            Some((team, first)) if team != found => Err(format!(
-                "it trains on {found}, the team, as {first} does, on {team}: these round differently, so that their \
+        // All who have joined have the same: the first to be met speaks for them.
+        let member =
+            self.peers.values().find_map(|peer| Some((peer.worker(), &peer.join.as_ref()?.arithmetic)));
+        match member {
+            Some((member, team)) if team != found => Err(format!(
+                "it trains on {found}, the team, as {member} does, on {team}: these round differently, so that their \
                  replicas would not stay equal; give all workers the same kind of device (cluster.device), and start \
                  them with ATEN_CPU_CAPABILITY=default where not all of their processors have AVX2"
             )),

@@ -341,11 +341,8 @@ mod tests {
                         let at = Duration::from_secs(u64::from(number));
                         match change {
                             2 => peer.join = Some(Join {
-                                data: DataFacts { digest: "d".into(), train_samples: 1, val_samples: 1 },
-                                ring_address: "a".into(),
-                                arithmetic: "cpu".into(),
                                 held: (number > 0).then(|| label(number)),
-                                at_work: None,
+                                ..Join::of_newcomer(DataFacts { digest: "d".into(), train_samples: 1, val_samples: 1 }, "a", "cpu")
                             }),
                             3 => peer.leaving = number > 0,
                             4 => peer.benched = (number > 0).then_some(at),

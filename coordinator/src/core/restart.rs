@@ -41,7 +41,6 @@ impl Core {
             peers: Peers::default(),
             watch: Watch::default(),
             data: None,
-            arithmetic: None,
             started_on: state
                 .dataset_digest
                 .or_else(|| resumed.as_ref().map(|point| point.dataset_digest.clone())),

@@ -53,18 +53,15 @@ pub(super) struct Uploads {
     best_is_owed: AtomicBool,
 }
 
+/// A checkpoint that parts may come for.
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     /// Parts of an earlier attempt under the same name are refused.
     lineage: Generation,
     pending: PendingCheckpoint,
     parts: Vec<Part>,
     files: Vec<StoredFile>,
 }
-
-/// See [`Uploads::abandon`].
-#[must_use]
-pub(super) struct Abandoned(#[expect(dead_code, reason = "it is only to be dropped")] Open);
 
 impl Uploads {
     pub fn new(store: CheckpointStore) -> Self {
@@ -79,8 +76,8 @@ impl Uploads {
     }
 
     /// What is left of it, if it was open: dropping that removes its files, which takes a while.
-    pub fn abandon(&self, id: &CheckpointId) -> Option<Abandoned> {
-        self.lock().remove(id).map(Abandoned)
+    pub fn abandon(&self, id: &CheckpointId) -> Option<Open> {
+        self.lock().remove(id)
     }
 
     /// Makes the checkpoint visible, updates the run's weights files, and prunes older checkpoints.

@@ -40,6 +40,8 @@ pub fn load(text: &str, file: &str, overrides: &[String]) -> Result<JobConfig, J
 pub enum JobError {
     #[error("{place} is not TOML: {reason}")]
     Syntax { place: Place, reason: String },
+    #[error("{reason}")]
+    Json { reason: String },
     #[error("`--set {assignment}` sets nothing; write --set section.key=value")]
     NotAnAssignment { assignment: String },
     #[error("unknown key `{key}` in {place}: {hint}")]

@@ -115,17 +115,7 @@ impl Worker {
             val_samples: self.crowd.val_samples,
         };
         let ring_address = format!("10.{}.{}.1:29400", self.number >> 8, self.number & 255);
-        self.say(
-            Generation(0),
-            FromWorker::Join(Join {
-                data,
-                ring_address,
-                arithmetic: "cpu".into(),
-                held: None,
-                at_work: None,
-            }),
-        )
-        .await
+        self.say(Generation(0), FromWorker::Join(Join::of_newcomer(data, ring_address, "cpu"))).await
     }
 
     /// True when there is nothing left to do.

@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::BTreeSet, rc::Rc};
 
 use musher_proto::{
     ids::{Generation, Rank, WorkerId},
-    message::{DataFacts, Failed, Fenced, FromWorker, ToWorker},
+    message::{DataFacts, Failed, Fenced, FromWorker, Join, ToWorker},
 };
 use musher_session::{Command, Exit, Identity, Input as SessionInput, Output, Report, Session};
 
@@ -174,7 +174,7 @@ impl World {
                 let ring_address = format!("{}:{incarnation}", host.name);
                 self.tell_session(
                     worker,
-                    SessionInput::Prepared { facts, ring_address, arithmetic: "cpu".into() },
+                    SessionInput::Prepared(Join::of_newcomer(facts, ring_address, "cpu")),
                 );
             }
             Input::HeartbeatDue => {

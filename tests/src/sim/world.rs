@@ -569,13 +569,7 @@ impl World {
         let hello = Hello { protocol, worker, incarnation, host: "h".into(), device: "cpu".into() };
         self.tell(Event::SessionOpened { session, hello });
         let data = self.facts(true);
-        let join = Join {
-            data,
-            ring_address: "stranger:1".into(),
-            arithmetic: "cpu".into(),
-            held: None,
-            at_work: None,
-        };
+        let join = Join::of_newcomer(data, "stranger:1", "cpu");
         let term = self.coordinator.life.as_ref().map_or(Term(0), |life| life.term);
         let message = Fenced { term, generation: Generation(0), body: FromWorker::Join(join) };
         let (unmoved, actions) = self.core_unmoved_by(Event::MessageReceived { session, message });

@@ -8,7 +8,7 @@ use musher_tests::{
 };
 use rustix::process::Signal;
 
-use crate::checks::{each_sample_is_trained_on_once, figures, weights};
+use crate::checks::{contents, each_sample_is_trained_on_once, figures, weights};
 
 /// Cuts the run short with `cut`, resumes it, and compares it with one that was left alone.
 fn comes_to_the_same(scene: &Scene, job: &Job, cut: impl FnOnce(Run)) -> Ended {
@@ -126,4 +126,33 @@ fn damaged_checkpoints_are_skipped_with_a_warning() {
         assert!(resumed.end.stderr.lines().any(warned), "no warning of {id} in {}", resumed.end.stderr);
     }
     assert_eq!(figures(&resumed)[&3], figures(&whole)[&3]);
+}
+
+/// To begin anew would write over the best weights.
+#[test]
+fn a_run_without_an_intact_checkpoint_is_left_alone() {
+    let scene = Scene::new();
+    let job = Job::tiny(&scene.data_of(16, 8)).set("train.epochs", 1);
+    let run = scene.launch(&job, "lost", 1, &[]).wait().expect_code(0);
+    let longer = job.clone().set("train.epochs", 2);
+    let is_refused = |words: &[&str]| {
+        let kept = contents(&run.dir);
+        let resumed = scene.launch(&longer, "lost", 1, &["--resume"]).wait().expect_code(2);
+        for words in words.iter().chain(&["--run-dir"]) {
+            assert!(resumed.end.last_words().contains(words), "{words:?} is not in {}", resumed.end.stderr);
+        }
+        assert_eq!(contents(&run.dir), kept);
+    };
+
+    let checkpoints = run.dir.join("checkpoints");
+    for entry in fs::read_dir(&checkpoints).expect("the run left them") {
+        let part = entry.expect("it is ours").path().join("part-0.bin");
+        let mut bytes = fs::read(&part).expect("it was committed");
+        bytes[1000] ^= 1;
+        fs::write(&part, bytes).expect("it is ours");
+    }
+    is_refused(&["none of the 1 checkpoints", "is intact (part-0.bin"]);
+    fs::remove_dir_all(&checkpoints).expect("it is ours");
+    fs::create_dir(&checkpoints).expect("it is ours");
+    is_refused(&["was saved, but", "holds none any more"]);
 }

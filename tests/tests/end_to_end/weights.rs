@@ -64,6 +64,18 @@ fn evaluate_as_the_run_did_and_predict() {
         mixed.stderr.contains("cannot decode note.jpg") && mixed.stdout.contains("1 image in"),
         "{mixed:?}"
     );
+    let mixed = scene.path("mixed");
+    fs::create_dir(&mixed).expect("the scene's directory is writable");
+    for (name, bytes) in [("broken.jpg", "no image"), ("list.txt", "no image")] {
+        fs::write(mixed.join(name), bytes).expect("the scene's directory is writable");
+    }
+    fs::copy(image, mixed.join("whole.jpg")).expect("the scene's directory is writable");
+    let mixed = predict(&["mixed"]).expect_code(1);
+    assert!(
+        mixed.stderr.contains("cannot decode mixed/broken.jpg")
+            && mixed.stderr.contains("such as mixed/list.txt"),
+        "{mixed:?}"
+    );
     refused(predict(&["absent.jpg"]), &["there is no image at absent.jpg"]);
     refused(predict(&["out"]), &["--out out is the directory of the images"]);
     let with = |weights| scene.run_worker(&["eval", "--weights", weights]);

@@ -5,9 +5,8 @@ use musher_proto::{
     ids::{Generation, Term, WorkerId},
     job::JobConfig,
     message::{
-        AtWork, DataFacts, DataWarning, Failed, Fenced, Finish, Form, FromWorker, Hello, Interrupted, Join,
-        PROTOCOL, Progress, ReplicaLabel, Save, SegmentFinished, Synced, ToWorker, Train, Validate,
-        Validated, Welcome,
+        AtWork, DataWarning, Failed, Fenced, Finish, Form, FromWorker, Hello, Interrupted, Join, PROTOCOL,
+        Progress, ReplicaLabel, Save, SegmentFinished, Synced, ToWorker, Train, Validate, Validated, Welcome,
     },
 };
 
@@ -29,11 +28,7 @@ pub enum Input {
         reason: String,
     },
     /// The data set's lists are read, and the replica stands warm: nobody will have to wait for it.
-    Prepared {
-        facts: DataFacts,
-        ring_address: String,
-        arithmetic: String,
-    },
+    Prepared(Join),
     NotPrepared {
         reason: String,
         /// Another start may end otherwise: what it lacked may be back, such as an object store.
@@ -114,14 +109,6 @@ pub enum Exit {
     },
 }
 
-/// What a worker joins with.
-#[derive(Clone, Debug)]
-struct Entry {
-    data: DataFacts,
-    ring_address: String,
-    arithmetic: String,
-}
-
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
@@ -131,8 +118,8 @@ pub struct Session {
     phase: Phase,
     /// The coordinator's first Welcome: a later one must be of the same run and job.
     welcome: Option<Welcome>,
-    /// What it joins with, now and after a break of the link; `held` is in [`Phase::Idle`].
-    entry: Option<Entry>,
+    /// What it joins with, now and after a break of the link, but for what it holds by then.
+    entry: Option<Join>,
     leave_wanted: bool,
 }
 
@@ -222,8 +209,8 @@ impl Session {
                 self.leave(Exit::Failed { reason })
             }
             Input::NoCoordinator { reason } => self.leave(Exit::Failed { reason }),
-            Input::Prepared { facts, ring_address, arithmetic } => {
-                self.entry = Some(Entry { data: facts, ring_address, arithmetic });
+            Input::Prepared(entry) => {
+                self.entry = Some(entry);
                 self.phase = Phase::Idle { held: None };
                 self.join(None, None)
             }
@@ -269,7 +256,7 @@ impl Session {
     fn welcomed(&mut self, welcome: Welcome) -> Vec<Output> {
         self.link = Link::Up;
         let Some(first) = &self.welcome else {
-            let job = job_of(&welcome.job_json);
+            let job = JobConfig::from_json(&welcome.job_json);
             self.welcome = Some(welcome);
             return match job {
                 Ok(job) => vec![Output::Prepare { job: Box::new(job) }],
@@ -301,8 +288,8 @@ impl Session {
     }
 
     fn join(&self, held: Option<ReplicaLabel>, at_work: Option<AtWork>) -> Vec<Output> {
-        let Some(Entry { data, ring_address, arithmetic }) = self.entry.clone() else { return Vec::new() };
-        self.say(Generation(0), FromWorker::Join(Join { data, ring_address, arithmetic, held, at_work }))
+        let Some(entry) = self.entry.clone() else { return Vec::new() };
+        self.say(Generation(0), FromWorker::Join(Join { held, at_work, ..entry }))
     }
 
     fn received(&mut self, Fenced { term, generation, body }: Fenced<ToWorker>) -> Vec<Output> {
@@ -426,19 +413,12 @@ impl Session {
     }
 }
 
-/// Read and checked, as whatever a job says is taken for granted from here on.
-fn job_of(json: &str) -> Result<JobConfig, String> {
-    let job: JobConfig = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    job.validate().map_err(|error| error.to_string())?;
-    Ok(job)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use musher_proto::{
         ids::{Epoch, Rank, Step},
-        message::Start,
+        message::{DataFacts, Start},
     };
 
     use super::*;
@@ -477,11 +457,7 @@ mod tests {
         let (mut session, _) = Session::start(identity());
         session.handle(received(3, 0, welcome()));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        session.handle(Input::Prepared {
-            facts,
-            ring_address: "127.0.0.1:1".into(),
-            arithmetic: "cpu".into(),
-        });
+        session.handle(Input::Prepared(Join::of_newcomer(facts, "127.0.0.1:1", "cpu")));
         session
     }
 
@@ -503,8 +479,7 @@ mod tests {
         );
         assert!(matches!(&session.handle(received(3, 0, welcome()))[..], [Output::Prepare { .. }]));
         let facts = DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let outputs =
-            session.handle(Input::Prepared { facts, ring_address: "x".into(), arithmetic: "cpu".into() });
+        let outputs = session.handle(Input::Prepared(Join::of_newcomer(facts, "x", "cpu")));
         assert!(matches!(
             &outputs[..],
             [Output::Send(Fenced { term: Term(3), body: FromWorker::Join(_), .. })]
@@ -573,11 +548,7 @@ mod tests {
     #[test]
     fn one_that_is_still_coming_looks_for_the_next_coordinator() {
         let facts = || DataFacts { digest: "d".into(), train_samples: 4, val_samples: 2 };
-        let prepared = || Input::Prepared {
-            facts: facts(),
-            ring_address: "127.0.0.1:1".into(),
-            arithmetic: "cpu".into(),
-        };
+        let prepared = || Input::Prepared(Join::of_newcomer(facts(), "127.0.0.1:1", "cpu"));
         // Before it was welcomed.
         let (mut session, _) = Session::start(identity());
         assert_eq!(session.handle(lost()), [Output::Reconnect]);

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use musher_dataset::{CLASS_NAMES, DatasetError, Picture, decode_picture, is_picture};
+use musher_dataset::{CLASS_NAMES, DatasetError, Picture, decode_picture, is_named_as_picture, is_picture};
 use rayon::prelude::*;
 
 use super::{Failure, compute_threads, find, usage};
@@ -183,8 +183,9 @@ fn images_of(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     files.sort();
+    // One that its name promises and its content is not is damaged, and worth a word of its own.
     let (images, others): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|file| is_picture(file) || is_named_as_one(file));
+        files.into_iter().partition(|file| is_picture(file) || is_named_as_picture(file));
     if images.is_empty() {
         return Err(anyhow!("there is no image in {}: name a directory of images", directory.display()));
     }
@@ -193,14 +194,6 @@ fn images_of(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
         eprintln!("musher-worker: {count} files that are no images are left out, such as {first}");
     }
     Ok(images)
-}
-
-/// One that its name promises and its content is not is damaged, and worth a word of its own.
-fn is_named_as_one(file: &Path) -> bool {
-    const EXTENSIONS: [&str; 11] =
-        ["jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "pnm", "ppm", "pgm"];
-    let extension = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    EXTENSIONS.contains(&extension.as_str())
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {

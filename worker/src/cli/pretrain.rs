@@ -47,6 +47,7 @@ pub struct Pretrain {
 
 impl Pretrain {
     pub(super) fn run(self) -> Result<(), Failure> {
+        check_writable(&self.out).map_err(usage)?;
         let threads = compute_threads(self.threads);
         tch::set_num_threads(threads as i32);
         let name = self.job.display().to_string();
@@ -73,7 +74,6 @@ impl Pretrain {
             ("dataset_digest", data.dataset.digest().into()),
         ]);
         let mut pretext = Pretext::new(job, self.task, data, device).map_err(usage)?;
-        check_writable(&self.out).map_err(usage)?;
         let started = Instant::now();
         for epoch in 1..=self.epochs {
             let result = pretext.epoch(Epoch(epoch))?;

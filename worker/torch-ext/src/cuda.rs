@@ -32,8 +32,8 @@ pub fn open_cuda() -> Result<(), Error> {
 }
 
 /// Whether cuDNN tries kernels for each new shape of a convolution on this thread, in this process, and remembers the
-/// fastest: three of those that it thinks best, which takes a second or so for a network instead of many. Their
-/// memory is not given back to the device each time, as libtorch would.
+/// fastest: three of those that it thinks best, where libtorch's own limit is ten. Their memory is not given back to
+/// the device each time, as libtorch would.
 pub fn try_kernels(on: bool) -> Result<(), Error> {
     // SAFETY: sets flags of the process.
     ffi::check(unsafe { ffi::torch_ext_try_kernels(on) })

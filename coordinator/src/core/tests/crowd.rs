@@ -55,16 +55,7 @@ impl Crowd {
         self.handle(Event::SessionOpened { session, hello });
         let data = DataFacts { digest: "d".into(), train_samples: 1_000_000_000, val_samples: 100 };
         let ring_address = format!("10.0.{}.{}:29400", number >> 8, number & 255);
-        self.say(
-            session,
-            FromWorker::Join(Join {
-                data,
-                ring_address,
-                arithmetic: "cpu".into(),
-                held: None,
-                at_work: None,
-            }),
-        );
+        self.say(session, FromWorker::Join(Join::of_newcomer(data, ring_address, "cpu")));
     }
 
     fn say(&mut self, session: Session, body: FromWorker) {

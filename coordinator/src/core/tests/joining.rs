@@ -95,41 +95,20 @@ fn another_data_set_is_refused() {
     sim.join("a");
     let session = sim.connect("b");
     let data = DataFacts { train_samples: 8, ..facts() };
-    sim.say(
-        session,
-        Generation(0),
-        FromWorker::Join(Join {
-            data,
-            ring_address: "b:1".into(),
-            arithmetic: "cpu".into(),
-            held: None,
-            at_work: None,
-        }),
-    );
+    sim.say(session, Generation(0), FromWorker::Join(Join::of_newcomer(data, "b:1", "cpu")));
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("has 8 training"))
     );
     let empty = sim.connect("c");
     let data = DataFacts { val_samples: 0, ..facts() };
-    sim.say(
-        empty,
-        Generation(0),
-        FromWorker::Join(Join {
-            data,
-            ring_address: "c:1".into(),
-            arithmetic: "cpu".into(),
-            held: None,
-            at_work: None,
-        }),
-    );
+    sim.say(empty, Generation(0), FromWorker::Join(Join::of_newcomer(data, "c:1", "cpu")));
     assert!(
         matches!(sim.events.last(), Some(RunEvent::WorkerRefused { reason, .. }) if reason.contains("no validation"))
     );
 }
 
 fn join_as(sim: &mut Sim, session: Session, arithmetic: &str) {
-    let (data, ring_address, arithmetic) = (facts(), format!("{session}:1"), arithmetic.into());
-    let join = Join { data, ring_address, arithmetic, held: None, at_work: None };
+    let join = Join::of_newcomer(facts(), format!("{session}:1"), arithmetic);
     sim.say(session, Generation(0), FromWorker::Join(join));
 }
 

@@ -653,13 +653,8 @@ impl Sim {
         match body {
             ToWorker::Welcome(_) => {
                 let held = worker.state.as_ref().map(|state| state.label.0);
-                let join = Join {
-                    data: facts(),
-                    ring_address: format!("{}:1", worker.name),
-                    arithmetic: "cpu".into(),
-                    held,
-                    at_work: None,
-                };
+                let newcomer = Join::of_newcomer(facts(), format!("{}:1", worker.name), "cpu");
+                let join = Join { held, ..newcomer };
                 self.worker_says(session, Generation(0), FromWorker::Join(join));
             }
             ToWorker::Refused { reason, .. } => {
