@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     core::{Outcome, RunEvent, Status, Stopped},
-    telemetry::{EVENT_TARGET, Progress},
+    telemetry::{EVENT_TARGET, Progress, warn_of},
 };
 
 /// Samples a rank below which batch norm's statistics are poor.
@@ -182,6 +182,7 @@ impl Announcer {
                     cursor = report.cursor,
                     samples = report.samples,
                     loss = report.loss,
+                    learning_rate = report.learning_rate,
                     images_per_second = report.images_per_second,
                     eta_s = report.eta_s,
                 );
@@ -283,10 +284,11 @@ impl Announcer {
         let model = &self.job.model;
         let small = share < SMALL_SHARE && !model.freeze_batch_norm && !model.sync_batch_norm;
         if world_size > 1 && small && !std::mem::replace(&mut self.warned, true) {
-            warn!(
+            let reason = format!(
                 "batch norm sees {share} samples a rank: below {SMALL_SHARE} it learns worse; raise train.global_batch, \
                  use fewer workers, or set model.sync_batch_norm"
             );
+            warn_of(&self.run, "small_shares", reason);
         }
     }
 }

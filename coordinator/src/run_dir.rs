@@ -13,11 +13,11 @@ use musher_proto::job::JobConfig;
 use musher_store::Variables;
 use serde_json::Value;
 use thiserror::Error;
-use tracing::warn;
 
 use crate::{
     core::{Position, ResumePoint, RunProgress, RunState},
     store::{self, CheckpointStore, Manifest, Owner, StoreError},
+    telemetry::warn_of,
 };
 
 #[derive(Debug, Error)]
@@ -218,9 +218,6 @@ pub fn resume_point(
     state: &mut RunState,
 ) -> Result<Option<ResumePoint>, RunDirError> {
     let latest = store.load_latest()?;
-    for skipped in &latest.skipped {
-        warn!(checkpoint = skipped.id.as_str(), reason = %skipped.reason, "skipping a damaged checkpoint");
-    }
     let Some(manifest) = latest.manifest else {
         // To start anew here would write over what may be mended, and over the best weights.
         if let Some(first) = latest.skipped.first() {
@@ -230,17 +227,25 @@ pub fn resume_point(
         if let Some(best) = &state.progress.saved_best {
             return Err(RunDirError::NothingLeft { place: store.name(), best: best.checkpoint.to_string() });
         }
-        warn!("there is no complete checkpoint to resume from");
+        warn_of(
+            &job.name,
+            "no_checkpoint",
+            "there is no complete checkpoint to resume from: the run begins anew",
+        );
         return Ok(None);
     };
     check_job(&manifest, job)?;
+    for skipped in &latest.skipped {
+        let reason = format!("checkpoint {} is skipped: {}", skipped.id, skipped.reason);
+        warn_of(&job.name, "checkpoint_damaged", reason);
+    }
     if state.fences.lineage < manifest.lineage {
         let generation = state.fences.generation.max(manifest.lineage).next();
         (state.fences.generation, state.fences.lineage) = (generation, generation);
     }
     let progress: RunProgress = serde_json::from_value(manifest.progress.clone())
         .map_err(|error| RunDirError::Progress { id: manifest.id.to_string(), reason: error.to_string() })?;
-    fetch_best(store, run_dir, &progress);
+    fetch_best(store, run_dir, &progress, &job.name);
     Ok(Some(ResumePoint {
         position: Position {
             lineage: manifest.lineage,
@@ -256,7 +261,7 @@ pub fn resume_point(
 
 /// A run directory that is new, where the checkpoints lie elsewhere, has no best weights yet; one whose disk was full
 /// may have an earlier epoch's.
-fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress) {
+fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress, run: &str) {
     let Some(best) = &progress.saved_best else { return };
     let (id, place) = (&best.checkpoint, run_dir.best_weights());
     let fetched = match store.is_copy(id, store::WEIGHTS, &place) {
@@ -265,7 +270,8 @@ fn fetch_best(store: &CheckpointStore, run_dir: &RunDir, progress: &RunProgress)
         Err(error) => Err(error),
     };
     if let Err(error) = fetched {
-        warn!(checkpoint = best.checkpoint.as_str(), %error, "the best epoch's weights could not be fetched");
+        let reason = format!("the best epoch's weights, of checkpoint {id}, could not be fetched: {error}");
+        warn_of(run, "weights_missing", reason);
     }
 }
 
@@ -307,7 +313,8 @@ fn check_job(manifest: &Manifest, job: &JobConfig) -> Result<(), RunDirError> {
         }
     }
     for (key, then, now) in changed_recipe(&then, &now) {
-        warn!(key, %then, %now, "the run goes on with another recipe than it began with");
+        let reason = format!("the run goes on with {key} = {now}, and began with {then}");
+        warn_of(&job.name, "recipe_changed", reason);
     }
     Ok(())
 }

@@ -209,13 +209,18 @@ impl CheckpointStore {
 
     /// Removes all complete checkpoints but the `keep` newest and `best`; says which went.
     pub fn prune(&self, keep: usize, best: Option<&CheckpointId>) -> Result<Vec<CheckpointId>, StoreError> {
-        let surplus = self.list()?.into_iter().skip(keep).map(|manifest| manifest.id);
-        let doomed: Vec<_> = surplus.filter(|id| Some(id) != best).collect();
+        let doomed = self.surplus(keep, best)?;
         match &self.place {
             Place::Directory(directory) => directory.remove(&doomed)?,
             Place::Objects(objects) => objects.remove(&doomed)?,
         }
         Ok(doomed)
+    }
+
+    /// What [`Self::prune`] would remove.
+    pub fn surplus(&self, keep: usize, best: Option<&CheckpointId>) -> Result<Vec<CheckpointId>, StoreError> {
+        let older = self.list()?.into_iter().skip(keep).map(|manifest| manifest.id);
+        Ok(older.filter(|id| Some(id) != best).collect())
     }
 
     /// All checkpoints, those that can't be read too.

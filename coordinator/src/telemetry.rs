@@ -97,6 +97,12 @@ pub fn init(options: TelemetryOptions) -> Result<Console, TelemetryError> {
     Ok(console)
 }
 
+/// Says what somebody who looks after the run should know of, and nothing waits for: an event. `cause` is one of those
+/// that `docs/watching.md` names, `reason` a sentence.
+pub fn warn_of(run: &str, cause: &'static str, reason: impl std::fmt::Display) {
+    tracing::warn!(target: EVENT_TARGET, event = "warning", run, cause, reason = %reason);
+}
+
 /// A line of `events.jsonl` for people, with its end.
 pub fn pretty_line(fields: &serde_json::Map<String, serde_json::Value>, terminal: bool) -> String {
     let paint = pretty::Paint::choose(terminal, std::env::var_os("NO_COLOR").as_deref());

@@ -9,6 +9,7 @@
 
 mod check;
 mod load;
+mod schedule;
 mod schema;
 
 use std::net::SocketAddr;
@@ -254,6 +255,17 @@ pub enum Monitor {
     ValMiou,
 }
 
+impl Monitor {
+    /// As a job file has it, and as events name the figure.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ValLoss => "val_loss",
+            Self::ValAccuracy => "val_accuracy",
+            Self::ValMiou => "val_miou",
+        }
+    }
+}
+
 /// The team and how long it waits for whom.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -292,7 +304,7 @@ pub enum Device {
 pub struct Checkpoint {
     /// Directory, `file://` URL, or an object store's; empty: `checkpoints` in the run directory.
     pub store: String,
-    /// Epochs between checkpoints; 0: none by epochs.
+    /// Epochs between checkpoints; 0: none by epochs. Each epoch that is the best so far has one besides, and the last.
     pub every_epochs: u32,
     /// Steps between checkpoints; 0: none by steps.
     pub every_steps: u64,

@@ -58,13 +58,16 @@ pub struct Prune {
     /// Newest checkpoints to keep besides the best
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep: u32,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Export {
     #[command(flatten)]
     at: Place,
-    /// A checkpoint's name, or `best`
+    /// A checkpoint's name, `best`, or `last`: the newest that has a weights file
     #[arg(value_name = "ID")]
     id: String,
     /// Where the weights go; a file that is there is replaced
@@ -151,8 +154,14 @@ impl Prune {
         let store = self.at.open()?;
         let manifests = store.list()?;
         let best = best_of(&manifests).cloned();
-        for id in store.prune(self.keep as usize, best.as_ref())? {
-            println!("removed {id}");
+        let keep = self.keep as usize;
+        let (told, gone) = match self.dry_run {
+            true => ("would remove", store.surplus(keep, best.as_ref())?),
+            false => ("removed", store.prune(keep, best.as_ref())?),
+        };
+        gone.iter().for_each(|id| println!("{told} {id}"));
+        if gone.is_empty() {
+            println!("there is nothing to remove");
         }
         Ok(Exit::Finished)
     }
@@ -166,6 +175,11 @@ impl Export {
             "best" => best_of(&manifests).cloned().ok_or_else(|| {
                 usage(anyhow!("no checkpoint in {} is the best yet: name one by its id", store.name()))
             })?,
+            "last" => {
+                manifests.iter().find(|it| has_weights(it)).map(|it| it.id.clone()).ok_or_else(|| {
+                    usage(anyhow!("no checkpoint in {} has a weights file yet", store.name()))
+                })?
+            }
             id => CheckpointId(id.to_owned()),
         };
         let manifest = manifests

@@ -50,7 +50,7 @@ impl Logs {
         let opened =
             File::open(&file).with_context(|| format!("cannot read {}: is it a run's?", file.display()));
         let mut lines = BufReader::new(opened.map_err(usage)?);
-        let mut seen = BTreeSet::new();
+        let mut seen = Seen::default();
         let mut line = Vec::new();
         loop {
             let read = lines.read_until(b'\n', &mut line)?;
@@ -65,20 +65,22 @@ impl Logs {
                 break;
             }
         }
-        match self.events.iter().find(|event| !seen.contains(*event)) {
-            Some(unknown) if !self.json => {
-                let there = seen.into_iter().collect::<Vec<_>>().join(", ");
-                Err(usage(anyhow!("there is no event {unknown} in this run; there are {there}")))
-            }
-            _ => Ok(Exit::Finished),
+        if self.json {
+            return Ok(Exit::Finished);
         }
+        let Seen { events, workers } = seen;
+        check("event", self.events.iter(), &events)?;
+        check("worker", self.worker.iter(), &workers)?;
+        Ok(Exit::Finished)
     }
 
     /// Prints the line if it is wanted; false once nobody reads any more.
-    fn show(&self, line: &str, seen: &mut BTreeSet<String>) -> anyhow::Result<bool> {
+    fn show(&self, line: &str, seen: &mut Seen) -> anyhow::Result<bool> {
         // A line that a crash cut short is nobody's event.
         let Ok(fields) = serde_json::from_str::<Map<String, Value>>(line) else { return Ok(true) };
-        seen.extend(fields.get("event").and_then(Value::as_str).map(str::to_owned));
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
+        seen.events.extend(text("event"));
+        seen.workers.extend(text("worker"));
         if !self.wants(&fields) {
             return Ok(true);
         }
@@ -107,6 +109,27 @@ impl Logs {
             && of(&self.epoch, "epoch")
             && self.worker.as_ref().is_none_or(|worker| text("worker") == worker)
     }
+}
+
+/// What a run's file names.
+#[derive(Default)]
+struct Seen {
+    events: BTreeSet<String>,
+    workers: BTreeSet<String>,
+}
+
+/// Whoever asks for what is not there has perhaps misspelt it.
+fn check<'a>(
+    what: &str,
+    mut wanted: impl Iterator<Item = &'a String>,
+    there: &BTreeSet<String>,
+) -> Result<(), Failure> {
+    let Some(unknown) = wanted.find(|wanted| !there.contains(*wanted)) else { return Ok(()) };
+    let there = match there.is_empty() {
+        true => "there is none".into(),
+        false => format!("there are {}", there.iter().cloned().collect::<Vec<_>>().join(", ")),
+    };
+    Err(usage(anyhow!("there is no {what} {unknown} in this run; {there}")))
 }
 
 #[cfg(test)]

@@ -139,19 +139,25 @@ pub(super) async fn link(url: &str, credentials: CredentialsArgs) -> anyhow::Res
     Ok(credentials.link(channel))
 }
 
+/// The fields of `/api/v1/status`, by the same names.
 fn as_json(status: &StatusReply) -> serde_json::Value {
+    let known = |figure: f64| figure.is_finite().then_some(figure);
     serde_json::json!({
         "run": status.run,
         "phase": status.phase,
         "term": status.term,
         "generation": status.generation,
+        "team_size": status.team_size,
         "epoch": status.epoch,
         "epochs": status.epochs,
         "step": status.applied,
         "cursor": status.cursor,
-        "train_samples": status.train_samples,
-        "loss": status.loss,
+        "samples": status.train_samples,
+        "loss": known(status.loss),
+        "learning_rate": status.learning_rate,
         "images_per_second": status.images_per_second,
+        "eta_s": status.eta_s,
+        "monitor": status.monitor,
         "best_epoch": status.best_epoch,
         "best_value": status.best_value,
         "last_trouble": status.last_trouble,
@@ -160,11 +166,14 @@ fn as_json(status: &StatusReply) -> serde_json::Value {
             "rank": worker.rank,
             "host": worker.host,
             "device": worker.device,
-            "phase": worker.phase,
+            "doing": worker.phase,
+            "doing_s": worker.doing_ms as f64 / 1e3,
             "step": worker.applied,
             "step_ms": worker.step_ms,
-            "doing_ms": worker.doing_ms,
-            "silent_ms": worker.silent_ms,
+            "data_wait_ms": worker.data_wait_ms,
+            "peers_wait_ms": worker.peers_wait_ms,
+            "silent_s": worker.silent_ms as f64 / 1e3,
+            "health": worker.health,
         })).collect::<Vec<_>>(),
     })
 }
@@ -183,7 +192,7 @@ fn as_text(status: &StatusReply) -> String {
         status.images_per_second,
     );
     if let (Some(epoch), Some(value)) = (status.best_epoch, status.best_value) {
-        text += &format!("best so far: epoch {epoch}, {value:.4}\n");
+        text += &format!("best so far: epoch {epoch}, {} {value:.4}\n", status.monitor);
     }
     text += &format!(
         "generation {}, term {}, {} workers\n",
@@ -197,8 +206,8 @@ fn as_text(status: &StatusReply) -> String {
             "  rank {rank:>3}  {:<24} {:<8} step {:>8}  {:>8.1} ms/step  heard {:.1} s ago  {} for {:.1} s\n",
             worker.worker,
             worker.device,
-            worker.applied,
-            worker.step_ms,
+            worker.applied.unwrap_or(0),
+            worker.step_ms.unwrap_or(0.0),
             worker.silent_ms as f64 / 1e3,
             worker.phase,
             worker.doing_ms as f64 / 1e3,

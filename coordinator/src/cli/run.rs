@@ -217,7 +217,7 @@ impl Prepared {
         alongside: impl FnOnce(Handle) -> F,
     ) -> Result<Exit, Failure> {
         let Prepared { service, listener, watched, result_weights, json, .. } = self;
-        let (metrics, monitor) = (service.door.metrics.clone(), service.job.early_stopping.monitor);
+        let metrics = service.door.metrics.clone();
         let samples = service.run_dir.samples();
         let traces = service.traces.clone();
         let outcome = service
@@ -226,7 +226,7 @@ impl Prepared {
                 if let Some(probes) = watched.probes {
                     tokio::spawn(http::serve_probes(probes, handle.clone()));
                 }
-                let site = Site { handle: handle.clone(), feed: watched.feed, metrics, monitor, samples };
+                let site = Site { handle: handle.clone(), feed: watched.feed, metrics, samples };
                 tokio::spawn(site.serve(watched.site, watched.guard));
                 tokio::spawn(alongside(handle));
             })

@@ -379,6 +379,8 @@ pub struct ProgressReport {
     pub cursor: u64,
     pub samples: u64,
     pub loss: f64,
+    /// Of the newest applied step, and not of an encoder that has its own.
+    pub learning_rate: f64,
     pub images_per_second: f64,
     /// To the epoch limit, training only; NaN while the rate is unknown.
     pub eta_s: f64,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use musher_proto::{
     ids::{Epoch, Generation, Rank, Step, Term, WorkerId},
+    job::Monitor,
     message::Progress,
 };
 
@@ -19,6 +20,11 @@ pub struct RunStatus {
     pub train_samples: u64,
     /// Of the rank that speaks for the team; `None` before anything was trained.
     pub progress: Option<Progress>,
+    /// That the newest applied step was made with.
+    pub learning_rate: Option<f64>,
+    /// Seconds to the epoch limit, training only; `None` while the rate is unknown.
+    pub eta_s: Option<f64>,
+    pub monitor: Monitor,
     /// Epoch and step that the next team goes on from, as things are: of the newest state that somebody holds, or of the
     /// newest checkpoint.
     pub resting: (Epoch, Step),
@@ -55,9 +61,24 @@ pub enum Health {
     Benched,
 }
 
+impl Health {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Slow => "slow",
+            Self::Suspect => "suspect",
+            Self::Benched => "benched",
+        }
+    }
+}
+
 impl RunStatus {
     pub fn epoch(&self) -> Epoch {
         self.progress.map_or(self.resting.0, |progress| progress.epoch)
+    }
+
+    pub fn team_size(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.rank.is_some()).count()
     }
 
     pub fn applied(&self) -> Step {
@@ -74,6 +95,10 @@ impl Core {
 
     pub fn status(&self, now: Time) -> RunStatus {
         let rank_of = |session| self.team().and_then(|team| team.rank_of(session));
+        let progress = self
+            .team()
+            .and_then(|team| self.peers.get(&team.session_of(Rank(0))?))
+            .and_then(|peer| peer.progress);
         RunStatus {
             run: self.run.clone(),
             phase: match self.phase {
@@ -88,10 +113,10 @@ impl Core {
             generation: self.fences.generation,
             epochs: self.job.train.epochs,
             train_samples: self.train_samples(),
-            progress: self
-                .team()
-                .and_then(|team| self.peers.get(&team.session_of(Rank(0))?))
-                .and_then(|peer| peer.progress),
+            progress,
+            learning_rate: progress.map(|progress| self.learning_rate(progress.applied)),
+            eta_s: progress.and_then(|progress| self.eta_s(&progress)),
+            monitor: self.job.early_stopping.monitor,
             resting: self.resting(),
             last_trouble: self.last_trouble.clone(),
             best: self.progress.early_stopping.best,

@@ -117,6 +117,21 @@ impl Core {
         self.data.as_ref().map_or(0, |data| data.train_samples)
     }
 
+    /// Of the newest of so many applied steps.
+    pub(super) fn learning_rate(&self, applied: Step) -> f64 {
+        let before = Step(applied.0.saturating_sub(1));
+        self.job.train.rate_after(before, self.train_samples())
+    }
+
+    /// Seconds to the epoch limit at the rate of `progress`, training only.
+    pub(super) fn eta_s(&self, progress: &Progress) -> Option<f64> {
+        let samples = self.train_samples();
+        let epochs_left = self.job.train.epochs.saturating_sub(progress.epoch.0);
+        let samples_left = samples.saturating_sub(progress.cursor) + u64::from(epochs_left) * samples;
+        let rate = progress.images_per_second;
+        (rate > 0.0).then(|| samples_left as f64 / rate)
+    }
+
     fn validation_units(&self) -> ValidationUnits {
         ValidationUnits {
             samples: self.data.as_ref().map_or(0, |data| data.val_samples),
@@ -147,8 +162,6 @@ impl Core {
             return;
         }
         let (generation, samples) = (team.generation, self.train_samples());
-        let epochs_left = self.job.train.epochs.saturating_sub(progress.epoch.0);
-        let samples_left = samples.saturating_sub(progress.cursor) + u64::from(epochs_left) * samples;
         self.advanced_to(progress.applied);
         if progress.steps_skipped > skipped_before {
             out.push(Action::Emit(RunEvent::StepSkipped {
@@ -165,11 +178,9 @@ impl Core {
             cursor: progress.cursor,
             samples,
             loss: progress.loss,
+            learning_rate: self.learning_rate(progress.applied),
             images_per_second: progress.images_per_second,
-            eta_s: match progress.images_per_second {
-                rate if rate > 0.0 => samples_left as f64 / rate,
-                _ => f64::NAN,
-            },
+            eta_s: self.eta_s(&progress).unwrap_or(f64::NAN),
         })));
     }
 

@@ -6,10 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{
-    core::{Health, PeerStatus, RunStatus},
-    telemetry::Feed,
-};
+use crate::core::{PeerStatus, RunStatus};
 
 /// What the run is doing. A figure that is not known yet is null.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,6 +31,8 @@ pub struct Status {
     samples: u64,
     /// Of the last applied step
     loss: Option<f64>,
+    /// That the last step was made with; an encoder may have its own
+    learning_rate: Option<f64>,
     images_per_second: Option<f64>,
     /// To the epoch limit, training only
     eta_s: Option<f64>,
@@ -86,22 +85,23 @@ pub struct Curves {
 }
 
 impl Status {
-    pub fn new(status: RunStatus, monitor: Monitor, feed: &Feed) -> Self {
+    pub fn new(status: RunStatus) -> Self {
         let progress = status.progress;
         Self {
             phase: status.phase,
             term: status.term.0,
             generation: status.generation.0,
-            team_size: status.peers.iter().filter(|peer| peer.rank.is_some()).count(),
+            team_size: status.team_size(),
             epoch: status.epoch().0,
             epochs: status.epochs,
             step: status.applied().0,
             cursor: progress.map_or(0, |progress| progress.cursor),
             samples: status.train_samples,
             loss: progress.map(|progress| progress.loss).filter(|loss| loss.is_finite()),
+            learning_rate: status.learning_rate,
             images_per_second: progress.map(|progress| progress.images_per_second),
-            eta_s: feed.progress("eta_s"),
-            monitor,
+            eta_s: status.eta_s,
+            monitor: status.monitor,
             best_epoch: status.best.map(|best| best.epoch.0),
             best_value: status.best.and_then(|best| best.value),
             last_trouble: status.last_trouble,
@@ -126,12 +126,7 @@ impl From<PeerStatus> for Worker {
             data_wait_ms: progress.map(|progress| progress.waits.data_ms),
             peers_wait_ms: progress.map(|progress| progress.waits.peers_ms),
             silent_s: peer.silent.as_secs_f64(),
-            health: match peer.health {
-                Health::Well => "well",
-                Health::Slow => "slow",
-                Health::Suspect => "suspect",
-                Health::Benched => "benched",
-            },
+            health: peer.health.as_str(),
         }
     }
 }

@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use musher_proto::scores::Scores;
+
 use crate::core::{AbortCause, Departure, Health, PeerStatus, RunEvent, RunStatus};
 
 /// What `/metrics` is: the OpenMetrics text format, which Prometheus asks for first.
@@ -49,7 +51,7 @@ struct Last {
     /// When, and what it cost.
     checkpoint: Option<(Instant, Checkpoint)>,
     epoch_loss: f64,
-    scores: [f64; 3],
+    scores: Option<Scores>,
     /// Of this epoch, so that each skipped step counts once.
     skipped_in_epoch: (u32, u64),
 }
@@ -67,7 +69,7 @@ impl Default for Last {
             formed_s: f64::NAN,
             checkpoint: None,
             epoch_loss: f64::NAN,
-            scores: [f64::NAN; 3],
+            scores: None,
             skipped_in_epoch: (0, 0),
         }
     }
@@ -98,7 +100,7 @@ impl Metrics {
                 self.lost.inc_by(reported.0.saturating_sub(applied.0));
             }
             RunEvent::EpochFinished { train_loss, .. } => last.epoch_loss = *train_loss,
-            RunEvent::Validated { scores, .. } => last.scores = [scores.loss, scores.accuracy, scores.miou],
+            RunEvent::Validated { scores, .. } => last.scores = Some(*scores),
             RunEvent::CheckpointCommitted { bytes, elapsed, stall_ms, .. } => {
                 self.checkpoints.get_or_create(&[("result", "committed".into())]).inc();
                 let cost =
@@ -193,10 +195,22 @@ impl Metrics {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         seconds(registry, "form", "The last team's forming, up to its first step", last.formed_s);
         gauge(registry, "epoch_loss", "Mean training loss of the last finished epoch", last.epoch_loss);
-        let [loss, accuracy, miou] = last.scores;
-        gauge(registry, "validation_loss", "Of the last validation", loss);
+        let of_scores = |figure: fn(&Scores) -> f64| last.scores.as_ref().map_or(f64::NAN, figure);
+        gauge(registry, "validation_loss", "Of the last validation", of_scores(|scores| scores.loss));
+        let accuracy = of_scores(|scores| scores.accuracy);
         gauge(registry, "validation_accuracy", "Of the last validation: pixels, 0..1", accuracy);
+        let miou = of_scores(|scores| scores.miou);
         gauge(registry, "validation_miou", "Of the last validation: mean intersection over union", miou);
+        let by_class = Gauges::<1>::default();
+        let figures = last.scores.map(|scores| scores.class_iou).unwrap_or_default();
+        for (class, figure) in musher_dataset::CLASS_NAMES.into_iter().zip(figures) {
+            by_class.get_or_create(&[("class", class.into())]).set(figure.unwrap_or(f64::NAN));
+        }
+        registry.register(
+            "validation_iou",
+            "Of the last validation: intersection over union, by class",
+            by_class,
+        );
         if let Some((at, Checkpoint { bytes, seconds: took, stall_s })) = last.checkpoint {
             let age = at.elapsed().as_secs_f64();
             seconds(registry, "checkpoint_age", "Since the last checkpoint was committed", age);
@@ -217,8 +231,7 @@ impl Metrics {
 fn describe_run(registry: &mut Registry, status: &RunStatus) {
     let about = Info::new([("run", escaped(&status.run)), ("version", env!("CARGO_PKG_VERSION").into())]);
     registry.register("build", "The run and the program", about);
-    let team = status.peers.iter().filter(|peer| peer.rank.is_some()).count();
-    gauge(registry, "team_size", "Workers in the generation", team as f64);
+    gauge(registry, "team_size", "Workers in the generation", status.team_size() as f64);
     gauge(registry, "workers", "Workers that are connected", status.peers.len() as f64);
     gauge(registry, "term", "Lives of the coordinator", status.term.0 as f64);
     gauge(registry, "generation", "The newest team's number", status.generation.0 as f64);
@@ -230,6 +243,13 @@ fn describe_run(registry: &mut Registry, status: &RunStatus) {
     gauge(registry, "epoch_samples", "Training samples of an epoch", status.train_samples as f64);
     let (loss, rate) = status.progress.map_or((f64::NAN, 0.0), |p| (p.loss, p.images_per_second));
     gauge(registry, "loss", "Of the last applied step, mean over the global batch's pixels", loss);
+    let learning_rate = status.learning_rate.unwrap_or(f64::NAN);
+    gauge(
+        registry,
+        "learning_rate",
+        "Of the last applied step, and not of an encoder that has its own",
+        learning_rate,
+    );
     gauge(registry, "images_per_second", "Of the whole team, over the last ten seconds", rate);
     if let Some(best) = status.best {
         gauge(registry, "best_epoch", "Whose weights are the result so far", f64::from(best.epoch.0));
@@ -335,6 +355,9 @@ mod tests {
             epochs: 100,
             train_samples: 40,
             progress: Some(progress),
+            learning_rate: Some(1e-4),
+            eta_s: None,
+            monitor: musher_proto::job::Monitor::ValLoss,
             resting: Default::default(),
             best: None,
             peers: vec![peer, newcomer],

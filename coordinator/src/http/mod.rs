@@ -24,7 +24,6 @@ use axum::{
     },
     routing::get,
 };
-use musher_proto::job::Monitor;
 use serde::Serialize;
 use tokio::{fs, net::TcpListener, sync::watch, time};
 use tokio_stream::{
@@ -65,7 +64,6 @@ pub struct Site {
     pub handle: Handle,
     pub feed: Feed,
     pub metrics: Arc<Metrics>,
-    pub monitor: Monitor,
     /// Where the run's pictures are.
     pub samples: PathBuf,
 }
@@ -106,7 +104,7 @@ impl Site {
 
     /// `None` once the run has ended.
     async fn status(&self) -> Option<api::Status> {
-        Some(api::Status::new(self.handle.status().await?, self.monitor, &self.feed))
+        Some(api::Status::new(self.handle.status().await?))
     }
 }
 

@@ -22,7 +22,6 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
 
 use super::Handle;
 use crate::{
@@ -32,6 +31,7 @@ use crate::{
         Best, CheckpointStore, FileWriter, MANIFEST_VERSION, Manifest, Part, PartWriter, PendingCheckpoint,
         StoreError, StoredFile, WEIGHTS,
     },
+    telemetry::warn_of,
 };
 
 /// Between two chunks of an upload.
@@ -103,19 +103,22 @@ impl Uploads {
             let copied = self.store.copy_out(best, WEIGHTS, &run_dir.best_weights());
             self.best_is_owed.store(copied.is_err(), Ordering::Relaxed);
             if let Err(error) = copied {
-                warn!(
-                    checkpoint = best.as_str(), %error,
-                    "best.safetensors is not this checkpoint's yet: the next one, or --resume, tries again"
+                let reason = format!(
+                    "best.safetensors is not that of checkpoint {best} yet: {error}; the next one, or --resume, tries again"
                 );
+                warn_of(&job.name, "weights_missing", reason);
             }
         }
         if commit.is_last
             && let Err(error) = self.store.copy_out(id, WEIGHTS, &run_dir.last_weights())
         {
-            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but last.safetensors was not written");
+            let reason =
+                format!("checkpoint {id} is complete, but last.safetensors was not written: {error}");
+            warn_of(&job.name, "weights_missing", reason);
         }
         if let Err(error) = self.store.prune(job.checkpoint.keep as usize, best) {
-            warn!(checkpoint = id.as_str(), %error, "the checkpoint is complete, but older ones could not be removed");
+            let reason = format!("checkpoint {id} is complete, but older ones could not be removed: {error}");
+            warn_of(&job.name, "not_pruned", reason);
         }
     }
 

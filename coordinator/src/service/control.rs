@@ -55,6 +55,7 @@ fn reply(status: RunStatus) -> wire::StatusReply {
     wire::StatusReply {
         epoch: status.epoch().0,
         applied: status.applied().0,
+        team_size: status.team_size() as u32,
         run: status.run,
         phase: status.phase.into(),
         term: status.term.0,
@@ -67,6 +68,9 @@ fn reply(status: RunStatus) -> wire::StatusReply {
         best_epoch: status.best.map(|best| best.epoch.0),
         best_value: status.best.and_then(|best| best.value),
         last_trouble: status.last_trouble,
+        learning_rate: status.learning_rate,
+        eta_s: status.eta_s,
+        monitor: status.monitor.as_str().into(),
         workers: status
             .peers
             .into_iter()
@@ -77,9 +81,12 @@ fn reply(status: RunStatus) -> wire::StatusReply {
                 device: peer.device,
                 phase: peer.doing,
                 doing_ms: peer.doing_for.as_millis() as u64,
-                applied: peer.progress.map_or(0, |p| p.applied.0),
-                step_ms: peer.progress.map_or(0.0, |p| p.step_ms),
+                applied: peer.progress.map(|p| p.applied.0),
+                step_ms: peer.progress.map(|p| p.step_ms),
+                data_wait_ms: peer.progress.map(|p| p.waits.data_ms),
+                peers_wait_ms: peer.progress.map(|p| p.waits.peers_ms),
                 silent_ms: peer.silent.as_millis() as u64,
+                health: peer.health.as_str().into(),
             })
             .collect(),
     }

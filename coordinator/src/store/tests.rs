@@ -306,6 +306,8 @@ fn prune_keeps_the_newest_and_the_best() {
     for step in 1..=5 {
         commit(&store, step);
     }
+    assert_eq!(store.surplus(2, Some(&id(2))).unwrap(), [id(3), id(1)]);
+    assert_eq!(listed(&store).len(), 5);
     assert_eq!(store.prune(2, Some(&id(2))).unwrap(), [id(3), id(1)]);
     assert_eq!(listed(&store), [id(5), id(4), id(2)]);
     assert_eq!(entries(&store), 3);

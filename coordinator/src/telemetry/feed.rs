@@ -62,7 +62,6 @@ struct Inner {
 struct Past {
     next: u64,
     recent: VecDeque<Arc<Said>>,
-    newest_progress: Option<Arc<Said>>,
     curves: Curves,
 }
 
@@ -94,11 +93,6 @@ impl Feed {
         self.lock().curves.clone()
     }
 
-    /// A figure of the newest `progress` event.
-    pub fn progress(&self, field: &str) -> Option<f64> {
-        self.lock().newest_progress.as_ref()?.fields.get(field)?.as_f64()
-    }
-
     fn say(&self, fields: Map<String, Value>) {
         let mut past = self.lock();
         past.next += 1;
@@ -116,10 +110,7 @@ impl Feed {
 impl Past {
     fn keep(&mut self, said: &Arc<Said>) {
         match said.name() {
-            "progress" => {
-                self.newest_progress = Some(said.clone());
-                return self.curves.progressed(said);
-            }
+            "progress" => return self.curves.progressed(said),
             "epoch_finished" => self.curves.epochs.push(said.clone()),
             "validated" => self.curves.validations.push(said.clone()),
             _ => {}
@@ -183,14 +174,13 @@ mod tests {
     fn progress_is_a_curve_and_no_news() {
         let feed = Feed::default();
         for step in 0..3 * POINTS as u64 {
-            say(&feed, json!({"event": "progress", "step": step, "eta_s": step}));
+            say(&feed, json!({"event": "progress", "step": step}));
         }
         let steps: Vec<u64> =
             feed.curves().progress.iter().map(|said| said.fields["step"].as_u64().unwrap()).collect();
         assert!((POINTS / 2..POINTS).contains(&steps.len()), "{}", steps.len());
         assert!(steps.windows(2).all(|pair| pair[1] - pair[0] == steps[1]), "evenly thinned out");
         assert!(feed.follow(None).0.is_empty());
-        assert_eq!(feed.progress("eta_s"), Some(3.0 * POINTS as f64 - 1.0));
     }
 
     #[test]

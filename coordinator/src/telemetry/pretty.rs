@@ -14,7 +14,7 @@ use super::record::Record;
 
 /// The phrases of an event, the first of which is its headline.
 ///
-/// `{field}` is as it comes, `{field:.4}` has 4 decimals, and `count`, `bytes`, `s` and `ms` are
+/// `{field}` is as it comes, `{field:.4}` has 4 decimals, `{field:e}` is as in 1.00e-4, and `count`, `bytes`, `s` and `ms` are
 /// formatted for reading; `{/field}` follows a slash, and may be absent.
 fn phrases(event: &str) -> &'static [&'static str] {
     match event {
@@ -54,6 +54,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
             "epoch {epoch}{/epochs}",
             "step {step:count}",
             "loss {loss:.4}",
+            "learning rate {learning_rate:e}",
             "{images_per_second:.1} images/s",
             "{eta_s:s} left",
         ],
@@ -80,6 +81,7 @@ fn phrases(event: &str) -> &'static [&'static str] {
         ],
         "checkpoint_failed" => &["checkpoint {id} failed", "{reason}"],
         "pretrained_loaded" => &["encoder starts from {file}"],
+        "warning" => &["warning", "{reason}"],
         "data_warning" => &["data warning", "{file}", "{reason}"],
         "early_stopped" => &["stopped early", "best epoch {best_epoch}"],
         "run_finished" => &[
@@ -206,6 +208,7 @@ fn show(value: &Value, form: &str) -> String {
         (".1", Some(number)) => format!("{number:.1}"),
         (".3", Some(number)) => format!("{number:.3}"),
         (".4", Some(number)) => format!("{number:.4}"),
+        ("e", Some(number)) => format!("{number:.2e}"),
         _ => match value {
             Value::Null => "nan".to_owned(),
             Value::String(text) => text.chars().map(printable).collect(),

@@ -19,13 +19,17 @@ use prost::Message;
 use super::{Sink, record::Record};
 
 /// (event, its field, the tag under which TensorBoard shows it)
-const SCALARS: [(&str, &str, &str); 8] = [
+const SCALARS: [(&str, &str, &str); 12] = [
     ("progress", "loss", "train/loss"),
+    ("progress", "learning_rate", "train/learning_rate"),
     ("progress", "images_per_second", "train/images_per_second"),
     ("epoch_finished", "train_loss", "epoch/train_loss"),
     ("validated", "val_loss", "epoch/val_loss"),
     ("validated", "val_accuracy", "epoch/val_accuracy"),
     ("validated", "val_miou", "epoch/val_miou"),
+    ("validated", "val_iou_foreground", "epoch/val_iou_foreground"),
+    ("validated", "val_iou_background", "epoch/val_iou_background"),
+    ("validated", "val_iou_boundary", "epoch/val_iou_boundary"),
     ("checkpoint_committed", "stall_ms", "checkpoint/stall_ms"),
     ("generation_formed", "world_size", "team/size"),
 ];

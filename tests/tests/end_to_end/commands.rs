@@ -24,7 +24,21 @@ fn logs_tell_what_is_asked_for() {
         "{}",
         unknown.stderr
     );
+    let unknown = logs(&["--worker", "nobody"]).expect_code(2);
+    assert!(
+        unknown.last_words().contains("there is no worker nobody in this run; there are"),
+        "{}",
+        unknown.stderr
+    );
     scene.run(&["logs", "nowhere"]).expect_code(2);
+
+    let checkpoints = |args: &[&str]| scene.run(&[&["checkpoints"], args].concat()).expect_code(0).stdout;
+    let told = checkpoints(&["prune", &dir, "--keep", "1", "--dry-run"]);
+    let listed = checkpoints(&["list", &dir]);
+    assert_eq!(told == "there is nothing to remove\n", listed.lines().count() == 2, "{told}{listed}");
+    let newest = run.all("checkpoint_committed").last().expect("there is one").text("id").to_owned();
+    let exported = checkpoints(&["export", &dir, "last", "last.safetensors"]);
+    assert!(exported.contains(&newest), "{exported}");
 }
 
 #[test]

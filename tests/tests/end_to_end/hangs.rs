@@ -82,7 +82,7 @@ fn a_stuck_training_thread_is_removed_and_comes_back() {
             let status = scene.status(&run);
             let suspect =
                 status["workers"].as_array()?.iter().find(|worker| worker["worker"] == name)?.clone();
-            (suspect["doing_ms"].as_u64() > Some(1000) && suspect["step"].as_u64() >= Some(4)).then_some(())
+            (suspect["doing_s"].as_f64() > Some(1.0) && suspect["step"].as_u64() >= Some(4)).then_some(())
         },
         || "the status does not show for how long it has stood".into(),
     );

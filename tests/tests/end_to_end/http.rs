@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use musher_tests::{
     Job, Scene,
     http::{follow, get},
+    process::until,
 };
 
 #[test]
@@ -32,10 +33,23 @@ fn a_live_run_can_be_looked_at() {
     let sample = get(&page, "/api/v1/samples/latest.png");
     assert!(sample.body.starts_with(b"\x89PNG"), "{}", sample.head);
 
+    let asked = until(
+        || Some(scene.status(&run)).filter(|status| status["eta_s"].as_f64() > Some(0.0)),
+        || "the status does not say how long it will take".into(),
+    );
+    assert_eq!(keys(&asked), keys(&status), "the command line and the API call things alike");
+    assert_eq!(keys(&asked["workers"][0]), keys(&status["workers"][0]));
+    assert_eq!(asked["monitor"], "val_loss");
+    assert!(asked["learning_rate"].as_f64() > Some(0.0), "{asked}");
+
     the_stream_is_live(&page);
     all_that_is_described_is_there(&page);
     nothing_can_be_changed(&page);
     run.kill();
+}
+
+fn keys(object: &serde_json::Value) -> Vec<&String> {
+    object.as_object().expect("an object").keys().collect()
 }
 
 /// Past events, the status as it is, and what comes.

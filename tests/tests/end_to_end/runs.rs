@@ -40,7 +40,7 @@ fn the_events_tell_the_run_in_order(run: &Ended, workers: u32) {
     expected.push("generation_formed");
     expected.extend(["epoch_started", "epoch_finished", "validated"].repeat(2));
     expected.push("run_finished");
-    let beside = ["progress", "data_warning", "checkpoint_committed"];
+    let beside = ["progress", "data_warning", "warning", "checkpoint_committed"];
     let told: Vec<_> =
         run.events.iter().map(|event| event.name()).filter(|name| !beside.contains(name)).collect();
     assert_eq!(told, expected);
@@ -54,10 +54,11 @@ fn the_events_have_the_contracts_fields(run: &Ended) {
         ("worker_joined", &["worker"]),
         ("generation_formed", &["generation", "world_size", "donor", "applied_step", "elapsed_ms"]),
         ("epoch_started", &["generation", "epoch", "step"]),
-        ("progress", &["generation", "epoch", "step", "loss", "images_per_second", "eta_s"]),
+        ("progress", &["generation", "epoch", "step", "loss", "learning_rate", "images_per_second", "eta_s"]),
         ("epoch_finished", &["epoch", "step", "samples", "train_loss", "images_per_second", "state_digest"]),
         ("validated", &["epoch", "step", "val_loss", "val_accuracy", "val_miou", "samples"]),
         ("checkpoint_committed", &["epoch", "step", "id", "bytes", "seconds", "stall_ms"]),
+        ("warning", &["cause", "reason"]),
         ("data_warning", &["worker", "file", "reason"]),
         ("run_finished", &["status", "epochs", "best_epoch", "val_loss"]),
     ];

@@ -27,7 +27,7 @@ fn workers_join_a_served_run_which_can_be_asked_and_stopped() {
         || "the status shows no progress".into(),
     );
     assert_eq!((&status["run"], &status["epochs"]), (&"tiny".into(), &100_000.into()));
-    assert_eq!(status["train_samples"], data.train.len());
+    assert_eq!(status["samples"], data.train.len());
     let members = status["workers"].as_array().expect("a list");
     let names: Vec<_> = members.iter().map(|member| member["worker"].as_str()).collect();
     assert!(names.contains(&Some("ox")) && names.contains(&Some("mule")), "{status}");

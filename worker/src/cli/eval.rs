@@ -52,7 +52,14 @@ impl Eval {
         let trained = Trained::open(&self.weights, device).map_err(usage)?;
         let source = self.source(&trained).map_err(usage)?;
         reach(&source.root).map_err(usage)?;
-        let dataset = Arc::new(Dataset::open(&source).map_err(usage)?);
+        let elsewhere = "if the data set is elsewhere on this machine, say where with --data-root";
+        let dataset = Dataset::open(&source).map_err(|error| {
+            match self.data_root.is_none() && !source.root.exists() {
+                true => usage(anyhow!("{error}; {elsewhere}")),
+                false => usage(error),
+            }
+        })?;
+        let dataset = Arc::new(dataset);
         let of_the_run =
             trained.metadata.get("dataset_digest").is_some_and(|digest| digest == dataset.digest());
         let data = TrainingData {

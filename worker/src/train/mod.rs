@@ -11,7 +11,6 @@ mod outcome;
 mod position;
 mod pretrained;
 mod progress;
-pub mod schedule;
 mod segment;
 mod step;
 mod sync;
@@ -32,6 +31,7 @@ use musher_proto::{
 use tch::Device;
 use thiserror::Error;
 use torch_ext::SideStream;
+use tracing::warn;
 
 pub(crate) use data::Input;
 pub use data::{Batches, DeviceBatch, Feed, KeptBytes, TrainingData};
@@ -217,7 +217,12 @@ impl Trainer {
 pub(crate) fn tune(device: Device, precision: job::Precision) -> Result<(), torch_ext::Error> {
     match device.is_cuda() {
         true => torch_ext::allow_tf32(precision != job::Precision::Fp32),
-        false => Ok(()),
+        false => {
+            if precision == job::Precision::Tf32 {
+                warn!("train.precision = \"tf32\" is for GPUs: here, on the CPU, fp32 is computed in");
+            }
+            Ok(())
+        }
     }
 }
 

@@ -18,7 +18,6 @@ use super::{
     exchange::{Before, Buckets, overlapped, sum_bucket},
     member::tensors,
     outcome::{Milestone, Outcome, Seen},
-    schedule::learning_rate,
 };
 
 /// So many steps in a row without a finite gradient end the run.
@@ -296,7 +295,7 @@ impl Trainer {
         let clip_norm = self.job.train.clip_norm;
         let measure = self.replica.measure_gradients((clip_norm > 0.0).then_some(clip_norm))?;
         let applies = complete.f_mul(&measure.finite)?.f_to_kind(Kind::Float)?;
-        let rate = self.learning_rate(step);
+        let rate = self.job.train.rate_after(step, self.data.train_samples());
         self.replica.update(rate, &applies, measure.scale.as_ref())?;
         Ok(measure.finite)
     }
@@ -334,13 +333,5 @@ impl Trainer {
             (_, true) => Ok(Next::Stop),
             (_, false) => Ok(Next::Go),
         }
-    }
-
-    /// That of the step which follows `applied` steps.
-    fn learning_rate(&self, applied: Step) -> f64 {
-        let train = &self.job.train;
-        let epoch = self.data.train_samples().div_ceil(u64::from(train.global_batch));
-        let warmup = (train.warmup_epochs * epoch as f64).round() as u64;
-        learning_rate(train, applied, warmup, epoch * u64::from(train.epochs))
     }
 }

@@ -251,6 +251,7 @@ fn a_generation_that_goes_on_is_at_the_epoch_that_it_reports() {
             cursor: 6,
             samples: 7,
             loss: 1.0,
+            learning_rate: 1e-4,
             images_per_second: 1.0,
             eta_s: 1.0,
         }),

@@ -1,0 +1,105 @@
+//! A place for those who have not shown yet that they may be here.
+
+use std::{
+    collections::BTreeMap,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use tokio::sync::oneshot;
+
+/// So many connections of strangers at once: whoever comes when it is full takes the place of the one that has waited
+/// longest. So nobody who is slow, or comes in numbers, keeps those out who say at once who they are.
+#[derive(Debug)]
+pub struct WaitingRoom {
+    places: usize,
+    guests: Mutex<Guests>,
+}
+
+#[derive(Debug, Default)]
+struct Guests {
+    next: u64,
+    /// By age; who loses its place hears of it.
+    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+/// One connection's place. Dropped, it is free.
+#[derive(Debug)]
+pub struct WaitingPlace {
+    room: Arc<WaitingRoom>,
+    number: u64,
+    lost: oneshot::Receiver<()>,
+    is_lost: bool,
+}
+
+impl WaitingRoom {
+    pub fn new(places: usize) -> Arc<Self> {
+        Arc::new(Self { places: places.max(1), guests: Mutex::default() })
+    }
+
+    pub fn enter(self: &Arc<Self>) -> WaitingPlace {
+        let (lose, lost) = oneshot::channel();
+        let mut guests = self.guests();
+        while guests.waiting.len() >= self.places
+            && let Some((_, oldest)) = guests.waiting.pop_first()
+        {
+            let _ = oldest.send(()); // or it is leaving just now
+        }
+        let number = guests.next;
+        guests.next += 1;
+        guests.waiting.insert(number, lose);
+        WaitingPlace { room: self.clone(), number, lost, is_lost: false }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WaitingPlace {
+    /// Ready once another has the place.
+    pub fn poll_lost(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // Whoever asks after that is told again.
+        self.is_lost = self.is_lost || Pin::new(&mut self.lost).poll(context).is_ready();
+        if self.is_lost { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Returns once another has the place.
+    pub async fn lost(&mut self) {
+        poll_fn(|context| self.poll_lost(context)).await
+    }
+}
+
+impl Drop for WaitingPlace {
+    fn drop(&mut self) {
+        self.room.guests().waiting.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    fn is_lost(place: &mut WaitingPlace) -> bool {
+        place.poll_lost(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn who_has_waited_longest_makes_room() {
+        let room = WaitingRoom::new(2);
+        let [mut first, mut second] = [room.enter(), room.enter()];
+        assert!(!is_lost(&mut first));
+        let mut third = room.enter();
+        assert!(is_lost(&mut first) && is_lost(&mut first) && !is_lost(&mut second) && !is_lost(&mut third));
+        drop(second); // it is known by now
+        let mut fourth = room.enter();
+        assert!(!is_lost(&mut third) && !is_lost(&mut fourth));
+        drop(first);
+        assert_eq!(room.guests().waiting.len(), 2);
+    }
+}
