@@ -24,7 +24,7 @@ use crate::{
 pub enum RunDirError {
     #[error("the run directory {} exists: continue that run with --resume, or choose another with --run-dir", .0.display())]
     Exists(PathBuf),
-    #[error("there is no run to resume in {}: leave --resume out to start one", .0.display())]
+    #[error("there is no run to resume in {}: name its directory with --run-dir, or leave --resume out to start one", .0.display())]
     NothingToResume(PathBuf),
     #[error(
         "{0} holds the checkpoints of a run already: continue that one with --resume, or give this one another checkpoint.store"
@@ -35,6 +35,8 @@ pub enum RunDirError {
         path.display()
     )]
     OtherRun { place: String, path: PathBuf },
+    #[error("the run directory {} is a file: name a directory with --run-dir", .0.display())]
+    IsFile(PathBuf),
     #[error("another coordinator uses the run directory {}: wait for it, or end it first", .0.display())]
     InUse(PathBuf),
     #[error("cannot use the run directory {}: {source}", path.display())]
@@ -85,8 +87,13 @@ pub enum Opening {
 impl RunDir {
     pub fn open(path: &Path, opening: Opening) -> Result<Self, RunDirError> {
         let io = |source| RunDirError::Io { path: path.to_owned(), source };
+        if path.is_file() {
+            return Err(RunDirError::IsFile(path.to_owned()));
+        }
         match opening {
-            Opening::Resume if !path.is_dir() => return Err(RunDirError::NothingToResume(path.to_owned())),
+            Opening::Resume if !Self::holds_a_run(path) => {
+                return Err(RunDirError::NothingToResume(path.to_owned()));
+            }
             Opening::Start if Self::is_begun(path) => return Err(RunDirError::Exists(path.to_owned())),
             _ => fs::create_dir_all(path).map_err(io)?,
         }
@@ -104,6 +111,11 @@ impl RunDir {
     /// Whether a run has left its state there.
     pub fn is_begun(path: &Path) -> bool {
         path.join("state.json").exists()
+    }
+
+    /// A state may be lost where checkpoints are not.
+    fn holds_a_run(path: &Path) -> bool {
+        Self::is_begun(path) || checkpoints_in(path).is_dir()
     }
 
     pub fn path(&self) -> &Path {

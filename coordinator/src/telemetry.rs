@@ -23,6 +23,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub use console::Console;
 pub use feed::{Curves, Feed, Said};
+pub use pretty::printable;
 pub use progress::Progress;
 
 use events_file::EventsFile;

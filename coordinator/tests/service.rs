@@ -8,7 +8,7 @@ use musher_coordinator::{
     announce::{Addresses, Announcer},
     core::{Origin, Outcome, Status, Stopped},
     run_dir::{self, Opening, RunDir, RunDirError},
-    service::{Access, Door, Service},
+    service::{Access, Connections, Door, Service},
     store::CheckpointStore,
     telemetry::{self, Console, LogFormat, Progress, TelemetryOptions},
 };
@@ -96,7 +96,12 @@ impl Coordinator {
         );
         let (run, entropy, listen) = (job.name.clone(), [1; 32], false);
         let origin = Origin { run, job: job.clone(), state, resumed, entropy, listen };
-        let door = Door::new(None, Access::default(), 64, Duration::from_secs(30));
+        let door = Door::new(
+            None,
+            Access::default(),
+            Connections { all: 64, strangers: 32 },
+            Duration::from_secs(30),
+        );
         let service = Service { run_dir, store, job, origin, announcer, door, traces: None };
         let run = tokio::spawn(service.run(listener, |_| ()));
         Ok(Self { address, run })

@@ -16,6 +16,50 @@ fn required<T>(field: Option<T>, missing: &'static str) -> Result<T, Malformed> 
     field.ok_or(Malformed(missing))
 }
 
+/// Bytes of a name, a host, an address.
+const SHORT: usize = 256;
+/// Bytes of a reason, a path, a list's items together.
+const LONG: usize = 4096;
+/// Far beyond what any run counts to, and far from where counting ends: numbers that a peer claims stay comparable.
+const COUNTED: u64 = 1 << 48;
+
+/// Whether a name may be one: it is shown on terminals, kept in files, and compared.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= SHORT && !text.contains(char::is_control)
+}
+
+fn name(text: String) -> Result<String, Malformed> {
+    match is_name(&text) {
+        true => Ok(text),
+        false => Err(Malformed("a name is empty, longer than 256 bytes, or has control characters")),
+    }
+}
+
+/// What people read, cut off where nobody reads on.
+fn prose(mut text: String) -> String {
+    if text.len() > LONG {
+        text.truncate(text.floor_char_boundary(LONG));
+        text.push_str(" ...");
+    }
+    text
+}
+
+fn prose_list(texts: Vec<String>) -> Vec<String> {
+    let mut room = LONG;
+    let fits = |text: &String| {
+        room = room.saturating_sub(text.len().max(1));
+        room > 0
+    };
+    texts.into_iter().take_while(fits).collect()
+}
+
+fn generation(number: u64) -> Result<Generation, Malformed> {
+    match number <= COUNTED {
+        true => Ok(Generation(number)),
+        false => Err(Malformed("a generation is beyond what any run counts to")),
+    }
+}
+
 /// Milliseconds that somebody took.
 fn time_ms(ms: f64) -> Result<f64, Malformed> {
     match ms.is_finite() && ms >= 0.0 {
@@ -108,30 +152,30 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
         let body = match required(message.body, "a worker's message has no body")? {
             Body::Hello(m) => FromWorker::Hello(domain::Hello {
                 protocol: m.protocol,
-                worker: WorkerId(m.worker),
+                worker: WorkerId(name(m.worker)?),
                 incarnation: m.incarnation,
-                host: m.host,
-                device: m.device,
+                host: name(m.host)?,
+                device: name(m.device)?,
             }),
             Body::Join(m) => FromWorker::Join(domain::Join {
                 data: domain::DataFacts {
-                    digest: m.dataset_digest,
+                    digest: name(m.dataset_digest)?,
                     train_samples: m.train_samples,
                     val_samples: m.val_samples,
                 },
-                ring_address: m.ring_address,
-                arithmetic: m.arithmetic,
-                held: m.held.map(Into::into),
-                at_work: m.at_work.map(Into::into),
+                ring_address: name(m.ring_address)?,
+                arithmetic: name(m.arithmetic)?,
+                held: m.held.map(TryInto::try_into).transpose()?,
+                at_work: m.at_work.map(TryInto::try_into).transpose()?,
             }),
             Body::Synced(m) => FromWorker::Synced(domain::Synced {
-                held: required(m.held, "Synced has no label")?.into(),
+                held: required(m.held, "Synced has no label")?.try_into()?,
                 state_digest: m.state_digest,
                 state_bytes: m.state_bytes,
                 pretrained: m.pretrained.map(|of| domain::Pretrained {
-                    file: of.file,
-                    sha256: of.sha256,
-                    ignored: of.ignored,
+                    file: prose(of.file),
+                    sha256: prose(of.sha256),
+                    ignored: prose_list(of.ignored),
                 }),
             }),
             Body::Progress(m) => FromWorker::Progress(domain::Progress {
@@ -152,7 +196,7 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 steps_skipped: m.steps_skipped,
             }),
             Body::SegmentFinished(m) => FromWorker::SegmentFinished(domain::SegmentFinished {
-                held: required(m.held, "SegmentFinished has no label")?.into(),
+                held: required(m.held, "SegmentFinished has no label")?.try_into()?,
                 paused: m.paused,
                 totals: domain::EpochTotals { loss_sum: m.loss_sum, steps_skipped: m.steps_skipped },
                 state_digest: m.state_digest,
@@ -164,15 +208,16 @@ impl TryFrom<wire::WorkerMessage> for Fenced<FromWorker> {
                 samples_png: m.samples_png,
             }),
             Body::Interrupted(m) => FromWorker::Interrupted(domain::Interrupted {
-                held: m.held.map(Into::into),
-                reason: m.reason,
+                held: m.held.map(TryInto::try_into).transpose()?,
+                reason: prose(m.reason),
                 waited: m.waited.map(Into::into),
             }),
-            Body::DataWarning(m) => {
-                FromWorker::DataWarning(domain::DataWarning { file: m.file, problem: m.problem })
-            }
+            Body::DataWarning(m) => FromWorker::DataWarning(domain::DataWarning {
+                file: prose(m.file),
+                problem: prose(m.problem),
+            }),
             Body::Failed(m) => {
-                FromWorker::Failed(domain::Failed { reason: m.reason, any_worker: m.any_worker })
+                FromWorker::Failed(domain::Failed { reason: prose(m.reason), any_worker: m.any_worker })
             }
             Body::Leaving(wire::Leaving {}) => FromWorker::Leaving,
             Body::Goodbye(wire::Goodbye {}) => FromWorker::Goodbye,
@@ -304,14 +349,16 @@ impl From<domain::ReplicaLabel> for wire::ReplicaLabel {
     }
 }
 
-impl From<wire::ReplicaLabel> for domain::ReplicaLabel {
-    fn from(m: wire::ReplicaLabel) -> Self {
-        Self {
-            lineage: Generation(m.lineage),
+impl TryFrom<wire::ReplicaLabel> for domain::ReplicaLabel {
+    type Error = Malformed;
+
+    fn try_from(m: wire::ReplicaLabel) -> Result<Self, Malformed> {
+        Ok(Self {
+            lineage: generation(m.lineage)?,
             applied: Step(m.applied),
             epoch: Epoch(m.epoch),
             cursor: m.cursor,
-        }
+        })
     }
 }
 
@@ -322,10 +369,12 @@ impl From<domain::AtWork> for wire::AtWork {
     }
 }
 
-impl From<wire::AtWork> for domain::AtWork {
-    fn from(m: wire::AtWork) -> Self {
+impl TryFrom<wire::AtWork> for domain::AtWork {
+    type Error = Malformed;
+
+    fn try_from(m: wire::AtWork) -> Result<Self, Malformed> {
         let train = domain::Train { epoch: Epoch(m.epoch), cursor: m.cursor, end: m.end };
-        Self { generation: Generation(m.generation), train }
+        Ok(Self { generation: generation(m.generation)?, train })
     }
 }
 
@@ -441,8 +490,8 @@ impl TryFrom<wire::UploadHeader> for domain::PartHeader {
                 wire::PartKind::Weights => domain::PartKind::Weights,
             },
             term: Term(m.term),
-            worker: WorkerId(m.worker),
-            checkpoint: CheckpointId(m.checkpoint),
+            worker: WorkerId(name(m.worker)?),
+            checkpoint: CheckpointId(name(m.checkpoint)?),
             lineage: Generation(m.lineage),
             applied: Step(m.applied),
             length: m.length,
@@ -455,6 +504,60 @@ impl TryFrom<wire::UploadHeader> for domain::PartHeader {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    fn parsed(body: FromWorker) -> Result<FromWorker, Malformed> {
+        let message = Fenced { term: Term(1), generation: Generation(1), body };
+        Fenced::<FromWorker>::try_from(wire::WorkerMessage::from(message)).map(|message| message.body)
+    }
+
+    /// What a peer says is kept, compared and shown; no single one of them fills memory, files or terminals.
+    #[test]
+    fn names_are_short_and_plain_and_prose_is_cut() {
+        let hello = |worker: &str| {
+            let (host, device) = ("a".into(), "cpu".into());
+            parsed(FromWorker::Hello(domain::Hello {
+                protocol: 1,
+                worker: worker.into(),
+                incarnation: 7,
+                host,
+                device,
+            }))
+        };
+        assert!(
+            hello("node-1.0").is_ok()
+                && hello("Ochse 7 / Stall ü").is_ok()
+                && hello(&"a".repeat(256)).is_ok()
+        );
+        for bad in ["", "a\nb", "\u{1b}[31m", &"a".repeat(257)] {
+            assert!(hello(bad).is_err(), "{bad:?}");
+        }
+        let failed = FromWorker::Failed(domain::Failed { reason: "ü".repeat(1 << 20), any_worker: false });
+        let FromWorker::Failed(failed) = parsed(failed).unwrap() else { panic!() };
+        assert!(
+            failed.reason.len() <= LONG + 4 && failed.reason.ends_with("ü ..."),
+            "{}",
+            failed.reason.len()
+        );
+        assert_eq!(prose_list(vec!["a".repeat(1000); 99]).len(), 4);
+        assert_eq!(prose_list(vec![String::new(); 1 << 20]).len(), LONG - 1);
+    }
+
+    /// Numbers are taken over by the coordinator, whose next is one more.
+    #[test]
+    fn a_generation_that_nobody_counted_to_is_malformed() {
+        let finished = |lineage| {
+            let held = domain::ReplicaLabel { lineage: Generation(lineage), ..label() };
+            let totals = domain::EpochTotals { loss_sum: 0.0, steps_skipped: 0 };
+            parsed(FromWorker::SegmentFinished(domain::SegmentFinished {
+                held,
+                paused: false,
+                totals,
+                state_digest: 1,
+            }))
+        };
+        assert!(finished(1 << 40).is_ok());
+        assert!(finished(u64::MAX).is_err());
+    }
 
     fn label() -> domain::ReplicaLabel {
         domain::ReplicaLabel { lineage: Generation(3), applied: Step(40), epoch: Epoch(2), cursor: 96 }

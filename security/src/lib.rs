@@ -8,9 +8,11 @@ mod issue;
 mod role;
 mod server;
 mod token;
+mod waiting;
 
 pub use client::{Credentials, CredentialsArgs, CredentialsError, Identified, Link, broken_trust, fault};
 pub use issue::{Authority, IssueError, Issued, Leaf, Validity, write};
 pub use role::Role;
 pub use server::{TlsError, TlsFiles, TlsServer, Unwelcome};
 pub use token::{Token, TokenError};
+pub use waiting::{WaitingPlace, WaitingRoom};

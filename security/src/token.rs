@@ -20,7 +20,7 @@ pub struct Token(String);
 
 #[derive(Debug, Error)]
 pub enum TokenError {
-    #[error("cannot read the token in {path}: {source}")]
+    #[error("cannot read the token in {path}: {source}; `openssl rand -hex 32` makes one")]
     Unreadable { path: String, source: io::Error },
     #[error(
         "the token in {place} has {length} characters, fewer than {SHORTEST}: make one with `openssl rand -hex 32`"

@@ -8,7 +8,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{self, Duration, Instant},
+};
+
+/// Nobody loses a place before, however many come: time enough for who means well to say who it is.
+const STAY: Duration = Duration::from_millis(50);
 
 /// So many connections of strangers at once: whoever comes when it is full takes the place of the one that has waited
 /// longest. So nobody who is slow, or comes in numbers, keeps those out who say at once who they are.
@@ -21,8 +27,15 @@ pub struct WaitingRoom {
 #[derive(Debug, Default)]
 struct Guests {
     next: u64,
-    /// By age; who loses its place hears of it.
-    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+    /// By age.
+    waiting: BTreeMap<u64, Guest>,
+}
+
+#[derive(Debug)]
+struct Guest {
+    since: Instant,
+    /// Who loses its place hears of it.
+    lose: oneshot::Sender<()>,
 }
 
 /// One connection's place. Dropped, it is free.
@@ -39,18 +52,32 @@ impl WaitingRoom {
         Arc::new(Self { places: places.max(1), guests: Mutex::default() })
     }
 
-    pub fn enter(self: &Arc<Self>) -> WaitingPlace {
+    /// A place, at once or as soon as the one that has waited longest has had its time.
+    pub async fn enter(self: &Arc<Self>) -> WaitingPlace {
+        while let Some(wait) = self.make_room(Instant::now()) {
+            time::sleep(wait).await;
+        }
         let (lose, lost) = oneshot::channel();
         let mut guests = self.guests();
-        while guests.waiting.len() >= self.places
-            && let Some((_, oldest)) = guests.waiting.pop_first()
-        {
-            let _ = oldest.send(()); // or it is leaving just now
-        }
         let number = guests.next;
         guests.next += 1;
-        guests.waiting.insert(number, lose);
+        guests.waiting.insert(number, Guest { since: Instant::now(), lose });
         WaitingPlace { room: self.clone(), number, lost, is_lost: false }
+    }
+
+    /// How long there will be none, if there is none.
+    fn make_room(&self, now: Instant) -> Option<Duration> {
+        let mut guests = self.guests();
+        while guests.waiting.len() >= self.places
+            && let Some(oldest) = guests.waiting.first_entry()
+        {
+            let stayed = now.saturating_duration_since(oldest.get().since);
+            if stayed < STAY {
+                return Some(STAY - stayed);
+            }
+            let _ = oldest.remove().lose.send(()); // or it is leaving just now
+        }
+        None
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {
@@ -89,16 +116,19 @@ mod tests {
         place.poll_lost(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    #[test]
-    fn who_has_waited_longest_makes_room() {
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_longest_makes_room() {
         let room = WaitingRoom::new(2);
-        let [mut first, mut second] = [room.enter(), room.enter()];
+        let [mut first, mut second] = [room.enter().await, room.enter().await];
         assert!(!is_lost(&mut first));
-        let mut third = room.enter();
+        let came = Instant::now();
+        let mut third = room.enter().await;
+        assert!(came.elapsed() >= STAY, "nobody is put out at once");
         assert!(is_lost(&mut first) && is_lost(&mut first) && !is_lost(&mut second) && !is_lost(&mut third));
         drop(second); // it is known by now
-        let mut fourth = room.enter();
-        assert!(!is_lost(&mut third) && !is_lost(&mut fourth));
+        let came = Instant::now();
+        let mut fourth = room.enter().await;
+        assert!(came.elapsed() < STAY && !is_lost(&mut third) && !is_lost(&mut fourth));
         drop(first);
         assert_eq!(room.guests().waiting.len(), 2);
     }

@@ -49,6 +49,10 @@ impl Event {
         self[field].as_str().unwrap_or_else(|| panic!("{field} is no text in {self:?}"))
     }
 
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.0.as_object().into_iter().flat_map(|fields| fields.keys()).map(String::as_str)
+    }
+
     pub fn has(&self, field: &str) -> bool {
         self.0.get(field).is_some()
     }

@@ -13,9 +13,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind,
+};
 use musher_launcher::RestartPolicy;
-use musher_proto::{causes::causes, ids::WorkerId};
+use musher_proto::{causes::causes, convert::is_name, ids::WorkerId};
 use musher_security::{Credentials, CredentialsArgs};
 use musher_session::{Exit, Identity};
 use rustix::process::Pid;
@@ -52,7 +54,7 @@ enum Subcommands {
     Doctor(doctor::Doctor),
 }
 
-/// Why `predict` or `eval` could not do its work.
+/// Why a command could not do its work.
 enum Failure {
     /// The user can mend it: exit code 2.
     Usage(anyhow::Error),
@@ -95,10 +97,10 @@ struct Join {
     local_rank: u32,
     /// Name of this worker, unique in the team; NAME.K where a node has several
     /// [default: HOSTNAME.LOCAL_RANK]
-    #[arg(long)]
+    #[arg(long, value_parser = worker_name)]
     name: Option<String>,
     /// Threads that each worker computes with [default: the cores, shared out among the node's workers]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: Option<usize>,
     /// Seconds to wait for a coordinator that is not up yet
     #[arg(long, value_name = "S", default_value_t = 60)]
@@ -150,7 +152,16 @@ fn exit_code(result: Result<(), Failure>) -> ExitCode {
 impl Join {
     fn run_to_exit(self) -> ! {
         let is_launched = self.parent.is_some();
-        let exit = self.run().unwrap_or_else(|error| Exit::Broken { reason: causes(error.as_ref()) });
+        let exit = match self.run() {
+            Ok(exit) => exit,
+            Err(Failure::Other(error)) => Exit::Broken { reason: causes(error.as_ref()) },
+            // Another start would read the same.
+            Err(Failure::Usage(error)) if is_launched => Exit::Unfit { reason: causes(error.as_ref()) },
+            Err(usage) => {
+                exit_code(Err(usage));
+                torch_ext::exit_at_once(2)
+            }
+        };
         if let Exit::Failed { reason } | Exit::Unfit { reason } | Exit::Broken { reason } = &exit {
             eprintln!("musher-worker: {reason}");
         }
@@ -164,21 +175,22 @@ impl Join {
         })
     }
 
-    fn run(mut self) -> anyhow::Result<Exit> {
-        let credentials = self.credentials.clone().read("MUSHER_JOIN_TOKEN")?;
+    fn run(mut self) -> Result<Exit, Failure> {
+        let credentials = self.credentials.clone().read("MUSHER_JOIN_TOKEN").map_err(usage)?;
         self.url = credentials.url(&self.url);
+        connection::check(&self.url, &credentials).map_err(usage)?;
         match self.workers_per_node {
             Some(workers) => {
                 init_log(self.log_format, "info");
                 let count = workers.count(self.device);
-                self.run_node(count, credentials)
+                Ok(self.run_node(count, credentials)?)
             }
             None => {
                 // The run's events are the coordinator's to tell; a worker says what went wrong with itself, and to
                 // whoever started it by hand that it is in.
                 let level = if self.parent.is_some() { "warn" } else { "warn,musher_worker::shell=info" };
                 init_log(self.log_format, level);
-                self.run_worker(credentials)
+                Ok(self.run_worker(credentials)?)
             }
         }
     }
@@ -306,6 +318,12 @@ fn openmp_limit() -> usize {
 }
 
 /// Without a port, any.
+fn worker_name(text: &str) -> Result<String, &'static str> {
+    // A node's workers add their number.
+    let fits = text.len() <= 240 && is_name(text);
+    fits.then(|| text.to_owned()).ok_or("a name has 1 to 240 bytes, and no control characters")
+}
+
 fn advertised(text: &str) -> Result<SocketAddr, &'static str> {
     let address = text.parse::<SocketAddr>().or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, 0).into()));
     address.map_err(|_| "it is not an address such as 10.0.0.7 or 10.0.0.7:7500")

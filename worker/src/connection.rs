@@ -35,6 +35,20 @@ impl Keepalive {
     }
 }
 
+/// Whether it is worth a try.
+///
+/// # Errors
+/// If `url` is none, or does not go with the credentials.
+pub fn check(url: &str, credentials: &Credentials) -> anyhow::Result<()> {
+    endpoint(url, credentials).map(drop)
+}
+
+fn endpoint(url: &str, credentials: &Credentials) -> anyhow::Result<Endpoint> {
+    let endpoint = Endpoint::new(url.to_owned())
+        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?;
+    Ok(credentials.apply(endpoint)?)
+}
+
 /// Connects, waiting up to `patience` for the coordinator to come up.
 ///
 /// One that can't be trusted is not waited for.
@@ -44,13 +58,11 @@ pub async fn connect(
     patience: Duration,
     keepalive: Keepalive,
 ) -> anyhow::Result<Link> {
-    let endpoint = Endpoint::new(url.to_owned())
-        .with_context(|| format!("{url} is not an address such as http://127.0.0.1:7400"))?
+    let endpoint = endpoint(url, credentials)?
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(keepalive.interval)
         .keep_alive_timeout(keepalive.timeout);
-    let endpoint = credentials.apply(endpoint)?;
     let deadline = Instant::now() + patience;
     loop {
         match endpoint.connect().await {

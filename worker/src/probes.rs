@@ -16,18 +16,18 @@ use std::{
 use anyhow::Context;
 use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use musher_security::WaitingRoom;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::Semaphore,
     task, time,
 };
 use tracing::info;
 
 use crate::liveness::Liveness;
 
-/// At once; more wait in the system's queue. Probes come one at a time.
-const CONNECTIONS: usize = 16;
+/// At once; more put out those that have waited longest. Probes come one at a time, and ask at once.
+const CONNECTIONS: usize = 64;
 /// For a request's head to come.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For a worker to say how it is: it does so at once, unless it is stopped.
@@ -49,14 +49,13 @@ pub async fn serve<A>(listener: TcpListener, ask: impl Fn() -> A + Clone + Send 
 where
     A: Future<Output = Result<(), String>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = WaitingRoom::new(CONNECTIONS);
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let Ok((stream, _)) = listener.accept().await else {
             time::sleep(RETRY).await;
             continue;
         };
-        let ask = ask.clone();
+        let (ask, mut place) = (ask.clone(), places.enter().await);
         task::spawn(async move {
             let answer = service_fn(move |request: Request<Incoming>| {
                 let answer = (request.uri().path() == "/livez").then(&ask);
@@ -73,14 +72,15 @@ where
                     Ok::<_, Infallible>(response)
                 }
             });
-            // An error means that the client is gone.
-            let _ = http1::Builder::new()
+            let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
-            drop(place);
+                .serve_connection(TokioIo::new(stream), answer);
+            tokio::select! {
+                _ = served => {} // an error means that the client is gone
+                () = place.lost() => {}
+            }
         });
     }
 }

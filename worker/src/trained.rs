@@ -7,7 +7,7 @@ use std::{
 };
 
 use musher_model::Replica;
-use musher_proto::job::JobConfig;
+use musher_proto::{job::JobConfig, size::NetworkSize};
 use safetensors::SafeTensors;
 use tch::Device;
 use thiserror::Error;
@@ -52,6 +52,15 @@ impl Trained {
             .map_err(|error| TrainedError::Format { file: file.into(), reason: error.to_string() })?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let job = job_of(&metadata, file)?;
+        // Before room is made for a network that the file only claims to hold.
+        let claimed = NetworkSize::of(&job).parameters.saturating_mul(4);
+        if header.data_len() as u64 <= claimed {
+            let reason = format!(
+                "its job is of a network of {claimed} bytes of parameters, and it holds {} bytes",
+                header.data_len()
+            );
+            return Err(TrainedError::Format { file: file.into(), reason });
+        }
         let of_model = |source| TrainedError::Model { file: file.into(), source };
         tune(device, job.train.precision).map_err(|error| of_model(error.into()))?;
         let mut replica = Replica::new(&model_options(&job), job.seed, device).map_err(of_model)?;

@@ -7,7 +7,7 @@ use musher_proto::job::{JobConfig, Server};
 use musher_security::{TlsFiles, TlsServer, Token, TokenError};
 use tracing::warn;
 
-use super::{Failure, usage};
+use super::{Failure, files, usage};
 use crate::{
     http,
     service::{Access, Door},
@@ -15,10 +15,6 @@ use crate::{
 
 const JOIN_TOKEN: &str = "MUSHER_JOIN_TOKEN";
 const OPERATOR_TOKEN: &str = "MUSHER_OPERATOR_TOKEN";
-/// Besides so many for each worker: operators, probes, and those who are turned away.
-const CONNECTIONS: usize = 256;
-/// A worker has one, and one more while it connects again.
-const CONNECTIONS_PER_WORKER: usize = 3;
 /// Keepalive makes a living peer speak once in a heartbeat time-out.
 const SILENT_HEARTBEATS: u32 = 3;
 
@@ -40,7 +36,7 @@ pub(super) fn door(job: &JobConfig, insecure: bool) -> Result<Door, Failure> {
         exposed("server.grpc", server.grpc, insecure)?;
     }
     let tls = files.map(TlsServer::mutual).transpose().map_err(usage)?;
-    let connections = CONNECTIONS + CONNECTIONS_PER_WORKER * job.cluster.max_workers as usize;
+    let connections = files::allow_for(job);
     let silence = Duration::from_secs_f64(job.cluster.heartbeat_timeout_s) * SILENT_HEARTBEATS;
     Ok(Door::new(tls, access, connections, silence))
 }
@@ -60,7 +56,9 @@ pub(super) fn guard(server: &Server, door: &Door, insecure: bool) -> Result<http
 }
 
 /// Says what was let pass; the log is open by now.
-pub(super) fn caution(server: &Server, door: &Door, guard: &http::Guard) {
+pub(super) fn caution(job: &JobConfig, door: &Door, guard: &http::Guard) {
+    files::caution(job, door.connections);
+    let server = &job.server;
     if !server.grpc.ip().is_loopback() && door.tls.is_none() {
         match door.access.is_open() {
             true => {

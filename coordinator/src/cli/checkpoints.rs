@@ -128,7 +128,10 @@ impl Verify {
             manifests.retain(|manifest| manifest.id.as_str() == id);
             skipped.retain(|skipped| skipped.id.as_str() == id);
             if manifests.is_empty() && skipped.is_empty() {
-                return Err(usage(anyhow!("there is no checkpoint {id} in {}", store.name())));
+                return Err(usage(anyhow!(
+                    "there is no checkpoint {id} in {}; `musher checkpoints list` shows them",
+                    store.name()
+                )));
             }
         }
         let mut damaged = skipped.len();
@@ -138,7 +141,7 @@ impl Verify {
         for manifest in manifests {
             let damages = store.damages(&manifest);
             if damages.is_empty() {
-                println!("{}  ok       {}", manifest.id, ByteSize::b(manifest.bytes()));
+                println!("{}  ok       {}", manifest.id, ByteSize::b(manifest.bytes()).display().si());
             }
             damaged += usize::from(!damages.is_empty());
             for damage in damages {
@@ -182,10 +185,12 @@ impl Export {
             }
             id => CheckpointId(id.to_owned()),
         };
-        let manifest = manifests
-            .iter()
-            .find(|manifest| manifest.id == id)
-            .ok_or_else(|| usage(anyhow!("there is no checkpoint {id} in {}", store.name())))?;
+        let manifest = manifests.iter().find(|manifest| manifest.id == id).ok_or_else(|| {
+            usage(anyhow!(
+                "there is no checkpoint {id} in {}; `musher checkpoints list` shows them",
+                store.name()
+            ))
+        })?;
         if !has_weights(manifest) {
             let others: Vec<_> =
                 manifests.iter().filter(|it| has_weights(it)).map(|it| it.id.as_str()).collect();
@@ -246,7 +251,7 @@ fn as_text(Listing { manifests, skipped }: &Listing) -> String {
     let mut text =
         format!("{:width$}  {:>5}  {:>8}  {:>10}  {:>5}\n", "CHECKPOINT", "EPOCH", "STEP", "SIZE", "PARTS");
     for manifest in manifests {
-        let size = ByteSize::b(manifest.bytes()).to_string();
+        let size = ByteSize::b(manifest.bytes()).display().si().to_string();
         let (epoch, step, parts) = (manifest.epoch.0, manifest.applied.0, manifest.parts.len());
         let notes = match (Some(&manifest.id) == best, has_weights(manifest)) {
             (true, _) => "  best",

@@ -12,7 +12,7 @@ use musher_dataset::{
 };
 use musher_proto::job;
 
-use super::{Exit, Failure, usage};
+use super::{Exit, Failure, local, usage};
 use crate::fetch::{self, Mirror, Progress};
 
 #[derive(Debug, Subcommand)]
@@ -93,6 +93,7 @@ impl Data {
 
 impl Fetch {
     fn run(self) -> Result<Exit, Failure> {
+        local("DIR", &self.dir, "`musher data pack` copies a data set into an object store")?;
         let bar = ProgressBar::new(0);
         bar.set_style(
             ProgressStyle::with_template(
@@ -135,6 +136,9 @@ impl Check {
 impl Pack {
     fn run(self) -> Result<Exit, Failure> {
         let options = PackOptions { shard_bytes: self.shard_mb << 20 };
+        if !musher_store::is_url(&self.out.to_string_lossy()) {
+            local("OUT", &self.out, "object stores are s3://, gs:// or az:// BUCKET/PREFIX")?;
+        }
         let source = self.data.source();
         reach(&source.root).map_err(usage)?;
         let packing = pack(&source, &self.out, options).map_err(usage)?;
@@ -165,6 +169,7 @@ impl Synth {
     fn run(self) -> Result<Exit, Failure> {
         let options =
             SynthOptions { train: self.train, val: self.val, seed: self.seed, ..SynthOptions::default() };
+        local("DIR", &self.dir, "`musher data pack` copies a data set into an object store")?;
         synth::draw(&self.dir, &options).map_err(usage)?;
         println!(
             "drew {} training and {} validation samples in {}",

@@ -227,12 +227,12 @@ fn port(key: &str, address: SocketAddr) -> Finding {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::fail(
             key,
             format!("{address} is taken, by another run perhaps"),
-            format!("give another with --set {key}=HOST:PORT, port 0 for any"),
+            format!("give another with --set {key}=IP:PORT, port 0 for any"),
         ),
         Err(error) => Finding::fail(
             key,
             format!("{address} can't be listened at: {error}"),
-            format!("give an address of this machine with --set {key}=HOST:PORT"),
+            format!("give an address of this machine with --set {key}=IP:PORT"),
         ),
     }
 }

@@ -5,23 +5,47 @@ use musher_proto::job::JobConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Besides the workers' connections: what else is connected, the run's files, checkpoints on their way.
-const OTHERS: u64 = 512;
+use crate::{http, service::Connections};
 
-/// As many as the job's workers may need, as far as the system allows it; said where it does not.
-pub(super) fn allow_for(job: &JobConfig) {
-    let needed = u64::from(job.cluster.max_workers) + OTHERS;
+/// Besides so many for each worker: operators, and those who are turned away.
+const CONNECTIONS: u64 = 256;
+/// A worker has one, and one more while it connects again.
+const CONNECTIONS_PER_WORKER: u64 = 3;
+/// Besides all connections: the run's files, checkpoints on their way, an object store.
+const OTHERS: u64 = 256;
+
+/// So many connections that neither they nor the page's can use the files up that the run itself needs. The limit is
+/// raised as far as the system allows it and `job` may need it.
+pub(super) fn allow_for(job: &JobConfig) -> Connections {
+    let workers = u64::from(job.cluster.max_workers);
+    let connections = CONNECTIONS + CONNECTIONS_PER_WORKER * workers;
+    let needed = connections + RESERVED;
     let limit = getrlimit(Resource::Nofile);
     let wanted = raised(limit, needed);
-    if wanted != limit
-        && let Err(error) = setrlimit(Resource::Nofile, wanted)
-    {
-        warn!(%error, "the limit on open files can't be raised");
-    }
-    if let Some(allowed) = wanted.current.filter(|allowed| *allowed < needed) {
+    let allowed = match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => wanted.current,
+        Err(_) => limit.current,
+    };
+    share(workers, connections, allowed)
+}
+
+/// What the page, the probes and the run itself may open.
+const RESERVED: u64 = 2 * http::CONNECTIONS as u64 + OTHERS;
+
+fn share(workers: u64, connections: u64, allowed: Option<u64>) -> Connections {
+    let left = allowed.map_or(connections, |allowed| allowed.saturating_sub(RESERVED).max(allowed / 4));
+    let all = connections.min(left);
+    let strangers = (CONNECTIONS + workers).min(all / 2);
+    Connections { all: all as usize, strangers: strangers as usize }
+}
+
+/// Says where the system allows too little.
+pub(super) fn caution(job: &JobConfig, connections: Connections) {
+    let (max_workers, connections) = (job.cluster.max_workers, connections.all);
+    if connections < max_workers as usize {
         warn!(
-            allowed,
-            needed,
+            connections,
+            max_workers,
             "cluster.max_workers may need more open files than this system allows: raise its hard limit (ulimit -Hn), \
              or lower cluster.max_workers"
         );
@@ -40,6 +64,19 @@ fn raised(limit: Rlimit, needed: u64) -> Rlimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_leave_the_run_its_files() {
+        let share = |workers, allowed| {
+            let Connections { all, strangers } = share(workers, CONNECTIONS + 3 * workers, allowed);
+            (all as u64, strangers as u64)
+        };
+        assert_eq!(share(1024, None), (3328, 1280));
+        assert_eq!(share(1024, Some(4096)), (3328, 1280));
+        assert_eq!(share(1024, Some(2048)), (2048 - RESERVED, (2048 - RESERVED) / 2));
+        assert_eq!(share(1024, Some(600)), (150, 75), "what there is, is shared out all the same");
+        assert_eq!(share(10_000, Some(20_000)), (20_000 - RESERVED, (20_000 - RESERVED) / 2));
+    }
 
     #[test]
     fn it_grows_up_to_the_hard_limit_and_never_shrinks() {

@@ -1,6 +1,6 @@
 //! `musher launch`: the coordinator and its workers on this machine.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, path::Path};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -53,6 +53,12 @@ impl Launch {
             Placement::of(wanted, job.cluster.device, gpus).map_err(|why| usage(anyhow!(why)))?;
         let leaves_gpus_idle = gpus > 0 && device == "cpu" && job.cluster.device == job::Device::Auto;
         job.cluster.workers = count;
+        if count > job.cluster.max_workers {
+            let most = job.cluster.max_workers;
+            return Err(usage(anyhow!(
+                "{count} workers are more than cluster.max_workers = {most}: raise that by --set"
+            )));
+        }
         job.validate().map_err(usage)?;
         if self.job.dry_run {
             run::print_dry(&job, count);
@@ -61,6 +67,14 @@ impl Launch {
         let program = workers::find_program().map_err(usage)?;
         // The workers read this very directory: what is wrong with it is found before there is a run.
         run::open_data(&job).map_err(usage)?;
+        let pretrained = job.model.pretrained.as_str();
+        // Other names, and URLs, have a colon. A run that goes on needs none.
+        let begins = !self.job.resume && !self.job.resume_or_start;
+        if begins && !pretrained.is_empty() && !pretrained.contains(':') && !Path::new(pretrained).is_file() {
+            return Err(usage(anyhow!(
+                "there is no file {pretrained}, which `model.pretrained` names: use a file, a URL or torchvision:resnet50"
+            )));
+        }
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job, run::FormerTeam::IsGone).await?;
             let count = if prepared.is_finished() { 0 } else { count };

@@ -47,8 +47,9 @@ pub struct Logs {
 impl Logs {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let file = self.run_dir.join("events.jsonl");
-        let opened =
-            File::open(&file).with_context(|| format!("cannot read {}: is it a run's?", file.display()));
+        let opened = File::open(&file).with_context(|| {
+            format!("{} is no run directory, as its events.jsonl can't be read", self.run_dir.display())
+        });
         let mut lines = BufReader::new(opened.map_err(usage)?);
         let mut seen = Seen::default();
         let mut line = Vec::new();
@@ -59,7 +60,7 @@ impl Logs {
                     return Ok(Exit::Finished);
                 }
                 line.clear();
-            } else if self.follow {
+            } else if self.follow && !seen.is_over {
                 thread::sleep(POLL); // the rest of a line comes later
             } else {
                 break;
@@ -68,7 +69,7 @@ impl Logs {
         if self.json {
             return Ok(Exit::Finished);
         }
-        let Seen { events, workers } = seen;
+        let Seen { events, workers, .. } = seen;
         check("event", self.events.iter(), &events)?;
         check("worker", self.worker.iter(), &workers)?;
         Ok(Exit::Finished)
@@ -79,6 +80,8 @@ impl Logs {
         // A line that a crash cut short is nobody's event.
         let Ok(fields) = serde_json::from_str::<Map<String, Value>>(line) else { return Ok(true) };
         let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
+        seen.is_over =
+            text("event").is_some_and(|event| ["run_finished", "run_failed"].contains(&event.as_str()));
         seen.events.extend(text("event"));
         seen.workers.extend(text("worker"));
         if !self.wants(&fields) {
@@ -116,6 +119,8 @@ impl Logs {
 struct Seen {
     events: BTreeSet<String>,
     workers: BTreeSet<String>,
+    /// The newest event ends the run, unless it is resumed.
+    is_over: bool,
 }
 
 /// Whoever asks for what is not there has perhaps misspelt it.

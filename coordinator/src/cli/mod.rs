@@ -16,8 +16,12 @@ mod serve;
 mod shell;
 mod workers;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use musher_proto::causes::causes;
 
@@ -135,6 +139,14 @@ enum Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Failure::Other(error.into())
+    }
+}
+
+/// What is to be a directory of this machine. A URL would make one of an odd name, and look as if it were elsewhere.
+fn local<'a>(what: &str, dir: &'a Path, instead: &str) -> Result<&'a Path, Failure> {
+    match dir.to_string_lossy().contains("://") {
+        true => Err(usage(anyhow!("{what} {} is a URL, and must be a directory: {instead}", dir.display()))),
+        false => Ok(dir),
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time;
 use tonic::{Code, transport::Endpoint};
 
 use super::{Exit, Failure, runtime};
+use crate::telemetry::printable;
 
 /// Between two looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -106,11 +107,15 @@ impl Drain {
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
-    let fault = fault(&status);
-    match fault.contains("connection closed") || fault.contains("broken pipe") {
+    let fault = printable(&fault(&status));
+    let is = |signs: &[&str]| signs.iter().any(|sign| fault.contains(sign));
+    if is(&["CertificateRequired"]) {
+        return anyhow!("the run asks for a certificate: give --tls-cert and --tls-key");
+    }
+    match is(&["connection closed", "broken pipe", "h2 protocol error"]) {
         true => anyhow!(
-            "the connection was closed ({fault}): is that the page's address? The coordinator's is the `address` in \
-             `run_started` (server.grpc)"
+            "the connection was closed ({fault}): is that the page's address, or does the run ask for TLS (--tls-ca)? \
+             The coordinator's address is the `address` in `run_started` (server.grpc)"
         ),
         false => anyhow!("{fault}"),
     }
@@ -204,8 +209,8 @@ fn as_text(status: &StatusReply) -> String {
         let rank = worker.rank.map_or("-".into(), |rank| rank.to_string());
         text += &format!(
             "  rank {rank:>3}  {:<24} {:<8} step {:>8}  {:>8.1} ms/step  heard {:.1} s ago  {} for {:.1} s\n",
-            worker.worker,
-            worker.device,
+            printable(&worker.worker),
+            printable(&worker.device),
             worker.applied.unwrap_or(0),
             worker.step_ms.unwrap_or(0.0),
             worker.silent_ms as f64 / 1e3,
@@ -214,7 +219,7 @@ fn as_text(status: &StatusReply) -> String {
         );
     }
     if let Some(trouble) = &status.last_trouble {
-        text += &format!("last trouble: {trouble}\n");
+        text += &format!("last trouble: {}\n", printable(trouble));
     }
     text
 }

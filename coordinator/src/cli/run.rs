@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Exit, Failure, JobArgs, access, files, usage};
+use super::{Exit, Failure, JobArgs, access, local, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
     core::{Event, Origin, Outcome, Status},
@@ -108,6 +108,7 @@ pub(super) async fn prepare(
     };
     let feed = Feed::default();
     let run_dir = args.run_dir.clone().unwrap_or_else(|| job.run_dir());
+    local("--run-dir", &run_dir, "checkpoints go to an object store by --set checkpoint.store=URL")?;
     let named_store =
         task::block_in_place(|| run_dir::named_store(&job, &musher_store::environment())).map_err(usage)?;
     let opening = opening(args, &run_dir, named_store.as_ref()).map_err(usage)?;
@@ -118,8 +119,7 @@ pub(super) async fn prepare(
         feed: Some(feed.clone()),
         tensorboard: Some(run_dir.tensorboard()),
     })?;
-    access::caution(&job.server, &door, &guard);
-    files::allow_for(&job);
+    access::caution(&job, &door, &guard);
     let (store, state, resumed) = task::block_in_place(|| {
         let store = named_store.map_or_else(|| run_dir.checkpoints(), Ok)?;
         let mut state = run_dir.next_state()?;
@@ -175,7 +175,7 @@ fn opening(
     let is_asked = args.resume || args.resume_or_start && RunDir::is_begun(run_dir);
     Ok(match is_asked {
         // The store is asked only where it makes a difference.
-        true if run_dir.is_dir() => Opening::Resume,
+        true if RunDir::is_begun(run_dir) => Opening::Resume,
         true if has_checkpoints()? => Opening::ResumeFromElsewhere,
         true => Opening::Resume,
         false if args.resume_or_start && has_checkpoints()? => Opening::ResumeFromElsewhere,
@@ -186,7 +186,7 @@ fn opening(
 fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let why = |error| {
         anyhow!(
-            "cannot listen on {address}: {error}; give another address with --set {key}=HOST:PORT, port 0 for any"
+            "cannot listen on {address}: {error}; give another address with --set {key}=IP:PORT, port 0 for any"
         )
     };
     listen(address).map_err(|error| usage(why(error)))

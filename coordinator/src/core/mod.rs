@@ -132,6 +132,9 @@ pub struct Core {
     unsavable: Option<CheckpointId>,
 }
 
+/// Different ones that are told; who has more has heard enough.
+const DATA_WARNINGS: usize = 10_000;
+
 /// How fast this coordinator's life has trained.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
@@ -441,7 +444,8 @@ impl Core {
             FromWorker::Interrupted(interrupted) => self.interrupted(session, interrupted, now, out),
             FromWorker::DataWarning(DataWarning { file, problem }) => {
                 // Each worker meets the file in its time; people hear of it once.
-                if self.data_warnings.insert((file.clone(), problem.clone())) {
+                let room = self.data_warnings.len() < DATA_WARNINGS;
+                if room && self.data_warnings.insert((file.clone(), problem.clone())) {
                     let Some(worker) = self.name_of(session) else { return };
                     out.push(Action::Emit(RunEvent::DataWarning { worker, file, problem }));
                 }

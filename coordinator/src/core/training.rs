@@ -163,6 +163,9 @@ impl Core {
         }
         let (generation, samples) = (team.generation, self.train_samples());
         self.advanced_to(progress.applied);
+        if progress.loss.is_nan() && progress.images_per_second == 0.0 {
+            return; // it has taken no step yet
+        }
         if progress.steps_skipped > skipped_before {
             out.push(Action::Emit(RunEvent::StepSkipped {
                 generation,
@@ -289,7 +292,8 @@ impl Core {
         self.persist_owing(save.as_ref(), out);
         out.push(Action::Emit(RunEvent::Validated { epoch: held.epoch, step: held.applied, scores }));
         if let Some(png) = png {
-            out.push(Action::WriteSamples { epoch: held.epoch, png, best: verdict.new_best });
+            let best = save.as_ref().is_some_and(|save| save.is_best);
+            out.push(Action::WriteSamples { epoch: held.epoch, png, best });
         }
         if verdict.stop {
             let best_epoch = self.progress.early_stopping.best.map_or(held.epoch, |best| best.epoch);

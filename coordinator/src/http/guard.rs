@@ -1,7 +1,10 @@
 //! Who may look, where others than this machine's users could: those who know one of the run's tokens, as a bearer
 //! or, in a browser, as a password.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     extract::{Request, State},
@@ -12,7 +15,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use musher_security::{TlsServer, Token};
 
-use super::metrics::Metrics;
+use super::{metrics::Metrics, server::Known};
 use crate::service::Refusal;
 
 /// By default nothing is asked.
@@ -40,13 +43,39 @@ impl Guard {
 }
 
 pub(super) async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let Err(refusal) = guard.judge(request.headers()) else { return next.run(request).await };
+    let Err(refusal) = guard.judge(request.headers()) else {
+        if let Some(known) = request.extensions().get::<Known>() {
+            known.is_welcome();
+        }
+        return next.run(request).await;
+    };
     if let Some(metrics) = &guard.metrics {
         metrics.turned_away(refusal.cause());
     }
     let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="musher""#)];
     (StatusCode::UNAUTHORIZED, challenge, "this run asks for a token: show it as a bearer or a password\n")
         .into_response()
+}
+
+/// Keeps pages of elsewhere out, whose names were made to lead to this machine (DNS rebinding): a browser here is
+/// asked for nothing where only this machine's users can be.
+pub(super) async fn by_local_name(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    if host.is_none_or(is_local) {
+        return next.run(request).await;
+    }
+    let text = "this page is for this machine: ask for it as localhost or by an address; a proxy must, too\n";
+    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
+/// `localhost` or an address, which no name server had a say in.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn shown(headers: &HeaderMap) -> Option<String> {
@@ -62,6 +91,18 @@ fn shown(headers: &HeaderMap) -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_names_that_nobody_gave_are_local() {
+        for host in ["localhost", "LOCALHOST:7401", "127.0.0.1:7401", "[::1]:7401", "[::1]", "10.0.0.1"] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in
+            ["", "evil.example", "evil.example:7401", "localhost.evil.example", "127.0.0.1.evil", "[x]:1"]
+        {
+            assert!(!is_local(host), "{host}");
+        }
+    }
 
     #[test]
     fn a_token_is_a_bearer_or_a_password() {

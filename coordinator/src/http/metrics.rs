@@ -241,7 +241,8 @@ fn describe_run(registry: &mut Registry, status: &RunStatus) {
     let cursor = status.progress.map_or(0.0, |progress| progress.cursor as f64);
     gauge(registry, "epoch_samples_applied", "Samples of the epoch in hand that are applied", cursor);
     gauge(registry, "epoch_samples", "Training samples of an epoch", status.train_samples as f64);
-    let (loss, rate) = status.progress.map_or((f64::NAN, 0.0), |p| (p.loss, p.images_per_second));
+    let trained = status.progress.filter(|progress| progress.cursor > 0 || progress.images_per_second > 0.0);
+    let (loss, rate) = trained.map_or((f64::NAN, f64::NAN), |p| (p.loss, p.images_per_second));
     gauge(registry, "loss", "Of the last applied step, mean over the global batch's pixels", loss);
     let learning_rate = status.learning_rate.unwrap_or(f64::NAN);
     gauge(

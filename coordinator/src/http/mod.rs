@@ -10,6 +10,7 @@ pub mod metrics;
 mod server;
 
 pub use guard::Guard;
+pub use server::CONNECTIONS;
 
 use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
@@ -84,6 +85,12 @@ impl Site {
             .with_state(Viewed { site: self.clone(), status: followed })
             .layer(middleware::from_fn_with_state(Arc::new(guard.clone()), guard::admit))
             .merge(probes(self.handle.clone()));
+        let router = match listener.local_addr() {
+            Ok(address) if address.ip().is_loopback() => {
+                router.layer(middleware::from_fn(guard::by_local_name))
+            }
+            _ => router,
+        };
         tokio::join!(server::serve(listener, guard.tls, router), self.follow(status));
     }
 

@@ -1,31 +1,59 @@
 //! Connections of HTTP clients: so many at once, and none that keeps us waiting.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use musher_security::TlsServer;
+use musher_security::{TlsServer, WaitingPlace, WaitingRoom};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::Semaphore,
     time,
 };
 use tracing::{debug, warn};
 
 /// At once. A page keeps one open; more than these are left waiting in the system's queue.
-const CONNECTIONS: usize = 256;
+pub const CONNECTIONS: usize = 128;
+/// Of them without a request that was let through: more put out those that have waited longest.
+const STRANGERS: usize = CONNECTIONS / 2;
 /// For a request's head to come.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Before the next try, when the system gives no connection (too many files are open).
 const RETRY: Duration = Duration::from_millis(200);
 
+/// Of one connection: whether a request of it was let through. It is an extension of each of its requests.
+#[derive(Clone, Debug, Default)]
+pub struct Known(Arc<AtomicBool>);
+
+impl Known {
+    pub fn is_welcome(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns if another needs the place, and the connection is nobody's we know.
+    async fn is_put_out(&self, mut waiting: WaitingPlace) {
+        waiting.lost().await;
+        if self.0.load(Ordering::Relaxed) {
+            pending().await
+        }
+    }
+}
+
 /// Serves for as long as the process lives.
 pub async fn serve(listener: TcpListener, tls: Option<TlsServer>, router: Router) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let strangers = WaitingRoom::new(STRANGERS);
     loop {
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
@@ -36,21 +64,25 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsServer>, router: Router
                 continue;
             }
         };
-        let (tls, router) = (tls.clone(), router.clone());
+        let (known, waiting) = (Known::default(), strangers.enter().await);
+        let (tls, router) = (tls.clone(), router.clone().layer(Extension(known.clone())));
         tokio::spawn(async move {
-            match tls {
-                None => answer(stream, router).await,
-                Some(tls) => {
-                    let complain = |error| warn!(%error, "the changed certificates are not used, those before still are");
-                    match time::timeout(PATIENCE, tls.accept(stream, complain)).await {
-                        Ok(Ok(stream)) => answer(stream, router).await,
-                        Ok(Err(why)) => debug!(cause = why.cause(), "no TLS handshake"),
-                        Err(_) => debug!("no TLS handshake in time"),
-                    }
-                }
+            tokio::select! {
+                () = shake_hands(stream, tls, router) => {}
+                () = known.is_put_out(waiting) => debug!("an HTTP connection made room for others"),
             }
             drop(place);
         });
+    }
+}
+
+async fn shake_hands(stream: TcpStream, tls: Option<TlsServer>, router: Router) {
+    let Some(tls) = tls else { return answer(stream, router).await };
+    let complain = |error| warn!(%error, "the changed certificates are not used, those before still are");
+    match time::timeout(PATIENCE, tls.accept(stream, complain)).await {
+        Ok(Ok(stream)) => answer(stream, router).await,
+        Ok(Err(why)) => debug!(cause = why.cause(), "no TLS handshake"),
+        Err(_) => debug!("no TLS handshake in time"),
     }
 }
 

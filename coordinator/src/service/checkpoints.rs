@@ -34,11 +34,14 @@ use crate::{
     telemetry::warn_of,
 };
 
-/// Between two chunks of an upload.
+/// Between two chunks of an upload, or until one of a download is taken.
 const STALL: Duration = Duration::from_secs(60);
 const DOWNLOAD_CHUNK: usize = 1 << 20;
 /// Chunks read ahead of a download: enough to keep disk and network both busy.
 const DOWNLOAD_AHEAD: usize = 4;
+
+/// States that are read at once; the others wait.
+const DOWNLOADS: usize = 8;
 
 /// Parts that are written at once; the others wait. Each occupies a thread, and on its way to an object store
 /// some 24 MiB.
@@ -228,12 +231,19 @@ pub(super) struct Checkpoints {
     handle: Handle,
     uploads: Arc<Uploads>,
     places: Semaphore,
+    downloads: Arc<Semaphore>,
     term: Term,
 }
 
 impl Checkpoints {
     pub fn new(handle: Handle, uploads: Arc<Uploads>, term: Term) -> Self {
-        Self { handle, uploads, places: Semaphore::new(UPLOADS), term }
+        Self {
+            handle,
+            uploads,
+            places: Semaphore::new(UPLOADS),
+            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            term,
+        }
     }
 
     async fn receive(
@@ -250,6 +260,16 @@ impl Checkpoints {
             task::block_in_place(|| writer.write(&chunk.data))?;
         }
         task::block_in_place(|| self.uploads.finish(header, writer))
+    }
+}
+
+/// `None` at the end.
+fn next_chunk(state: &mut impl Read, id: &CheckpointId) -> Option<Result<wire::Chunk, Status>> {
+    let mut data = Vec::with_capacity(DOWNLOAD_CHUNK);
+    match state.take(DOWNLOAD_CHUNK as u64).read_to_end(&mut data) {
+        Ok(0) => None,
+        Ok(_) => Some(Ok(wire::Chunk { data: data.into() })),
+        Err(error) => Some(Err(Status::data_loss(format!("checkpoint {id} could not be read: {error}")))),
     }
 }
 
@@ -298,24 +318,20 @@ impl checkpoints_server::Checkpoints for Checkpoints {
         request: Request<wire::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let id = CheckpointId(request.into_inner().checkpoint);
-        let mut reader = task::block_in_place(|| self.uploads.store.open_state(&id))
+        let place = self.downloads.clone().acquire_owned().await.expect("nobody closes it");
+        let reader = task::block_in_place(|| self.uploads.store.open_state(&id))
             .map_err(|error| Status::not_found(error.to_string()))?;
         let (sender, chunks) = mpsc::channel(DOWNLOAD_AHEAD);
-        task::spawn_blocking(move || {
-            loop {
-                let mut data = Vec::with_capacity(DOWNLOAD_CHUNK);
-                let chunk = match reader.by_ref().take(DOWNLOAD_CHUNK as u64).read_to_end(&mut data) {
-                    Ok(0) => break,
-                    Ok(_) => Ok(wire::Chunk { data: data.into() }),
-                    Err(error) => {
-                        Err(Status::data_loss(format!("checkpoint {id} could not be read: {error}")))
-                    }
-                };
+        tokio::spawn(async move {
+            let mut reader = reader;
+            while let Some(chunk) = task::block_in_place(|| next_chunk(&mut reader, &id)) {
                 let failed = chunk.is_err();
-                if sender.blocking_send(chunk).is_err() || failed {
+                // Whoever takes nothing for so long has gone, or means no good.
+                if !matches!(time::timeout(STALL, sender.send(chunk)).await, Ok(Ok(()))) || failed {
                     break;
                 }
             }
+            drop(place);
         });
         Ok(Response::new(ReceiverStream::new(chunks)))
     }

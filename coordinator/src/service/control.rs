@@ -40,10 +40,8 @@ impl control_server::Control for Control {
         let status = self.handle.status().await.ok_or_else(|| Status::unavailable("the run has ended"))?;
         if !status.peers.iter().any(|peer| peer.worker == worker) {
             let known: Vec<_> = status.peers.iter().map(|peer| peer.worker.as_str()).collect();
-            return Err(Status::not_found(format!(
-                "no worker {worker} here; there are {}",
-                known.join(", ")
-            )));
+            let there = if known.is_empty() { "is none".into() } else { format!("are {}", known.join(", ")) };
+            return Err(Status::not_found(format!("no worker {worker} here; there {there}")));
         }
         self.handle.tell(Event::DrainRequested { worker }).await;
         Ok(Response::new(wire::DrainReply {}))

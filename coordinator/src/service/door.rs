@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use musher_security::{Role, TlsServer};
+use musher_security::{Role, TlsServer, WaitingPlace, WaitingRoom};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -33,8 +33,12 @@ use crate::http::metrics::Metrics;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A connection without a request that was let through lasts so long.
 const ADMISSION: Duration = Duration::from_secs(15);
+/// Why some are turned away: there are too many connections.
+const CROWDED_OUT: &str = "too_many_connections";
 /// Connections that have shaken hands and are not served yet.
 const QUEUE: usize = 16;
+/// For a place to become free, before a caller is turned away.
+const ROOM: Duration = Duration::from_millis(100);
 /// Between two lines of the log about those who are turned away; all are counted.
 const SAID: Duration = Duration::from_secs(1);
 /// Before the next try, when the system gives no connection (too many files are open).
@@ -45,12 +49,19 @@ const RETRY: Duration = Duration::from_millis(200);
 pub struct Door {
     pub tls: Option<TlsServer>,
     pub access: Access,
-    /// At once.
-    pub connections: usize,
+    pub connections: Connections,
     /// A caller that is known may say nothing for so long; keepalive makes a living one speak.
     pub silence: Duration,
     pub metrics: Arc<Metrics>,
     said: Mutex<Option<Instant>>,
+}
+
+/// How many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    pub all: usize,
+    /// Of them without a request that was let through; more put out those that have waited longest.
+    pub strangers: usize,
 }
 
 /// Whose connection it is.
@@ -67,10 +78,14 @@ impl Caller {
     pub fn is_welcome(&self) {
         self.known.store(true, Ordering::Relaxed);
     }
+
+    fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
 }
 
 impl Door {
-    pub fn new(tls: Option<TlsServer>, access: Access, connections: usize, silence: Duration) -> Self {
+    pub fn new(tls: Option<TlsServer>, access: Access, connections: Connections, silence: Duration) -> Self {
         Self { tls, access, connections, silence, metrics: Arc::default(), said: Mutex::default() }
     }
 
@@ -78,7 +93,8 @@ impl Door {
     pub(super) fn guests(self: Arc<Self>, listener: TcpListener) -> impl Stream<Item = io::Result<Guest>> {
         let (queue, guests) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(self.connections));
+            let places = Arc::new(Semaphore::new(self.connections.all));
+            let strangers = WaitingRoom::new(self.connections.strangers);
             loop {
                 let accepted = tokio::select! {
                     () = queue.closed() => return,
@@ -92,13 +108,27 @@ impl Door {
                         continue;
                     }
                 };
-                let Ok(place) = places.clone().try_acquire_owned() else {
-                    self.turn_away(address, "too_many_connections");
+                // A stranger that made room is gone in a moment.
+                let Ok(Ok(place)) = time::timeout(ROOM, places.clone().acquire_owned()).await else {
+                    self.turn_away(address, CROWDED_OUT);
                     continue;
                 };
-                let (door, queue) = (self.clone(), queue.clone());
+                let (door, queue, mut waiting) = (self.clone(), queue.clone(), strangers.enter().await);
                 tokio::spawn(async move {
-                    match door.clone().admit(stream, address, place).await {
+                    let shaken = tokio::select! {
+                        shaken = door.shake_hands(stream) => shaken,
+                        () = waiting.lost() => Err(CROWDED_OUT),
+                    };
+                    let guest = shaken.map(|(stream, role)| Guest {
+                        stream,
+                        caller: Caller { address, role, known: Arc::default() },
+                        heard: Instant::now(),
+                        patience: Box::pin(time::sleep(ADMISSION)),
+                        door: door.clone(),
+                        waiting: Some(waiting),
+                        _place: place,
+                    });
+                    match guest {
                         Ok(guest) => drop(queue.send(Ok(guest)).await),
                         Err(cause) => door.turn_away(address, cause),
                     }
@@ -108,28 +138,15 @@ impl Door {
         ReceiverStream::new(guests)
     }
 
-    async fn admit(
-        self: Arc<Self>,
-        stream: TcpStream,
-        address: SocketAddr,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Guest, &'static str> {
+    async fn shake_hands(&self, stream: TcpStream) -> Result<(Wire, Option<Role>), &'static str> {
         let _ = stream.set_nodelay(true); // slower without, no worse
-        let mut role = None;
-        let stream = match &self.tls {
-            None => Wire::Plain(stream),
-            Some(tls) => {
-                let complain =
-                    |error| warn!(%error, "the changed certificates are not used, those before still are");
-                let shaken = time::timeout(HANDSHAKE, tls.accept(stream, complain)).await;
-                let stream = shaken.map_err(|_| "handshake_timeout")?.map_err(|why| why.cause())?;
-                role = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(Role::of);
-                Wire::Encrypted(Box::new(stream))
-            }
-        };
-        let caller = Caller { address, role, known: Arc::default() };
-        let patience = Box::pin(time::sleep(ADMISSION));
-        Ok(Guest { stream, caller, heard: Instant::now(), patience, door: self, _place: place })
+        let Some(tls) = &self.tls else { return Ok((Wire::Plain(stream), None)) };
+        let complain = |error| warn!(%error, "the changed certificates are not used, those before still are");
+        let shaken = time::timeout(HANDSHAKE, tls.accept(stream, complain)).await;
+        let stream = shaken.map_err(|_| "handshake_timeout")?.map_err(|why| why.cause())?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let role = certificate.map(Role::of);
+        Ok((Wire::Encrypted(Box::new(stream)), role))
     }
 
     /// Counts it, and says it if nothing was said just now.
@@ -169,6 +186,8 @@ pub(super) struct Guest {
     heard: Instant,
     patience: Pin<Box<Sleep>>,
     door: Arc<Door>,
+    /// `None` once the caller is known.
+    waiting: Option<WaitingPlace>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -191,6 +210,14 @@ impl AsyncRead for Guest {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.caller.is_known() {
+            self.waiting = None;
+        } else if let Some(waiting) = &mut self.waiting
+            && waiting.poll_lost(context).is_ready()
+        {
+            self.door.turn_away(self.caller.address, CROWDED_OUT);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let read = match &mut self.stream {
             Wire::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Wire::Encrypted(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -202,7 +229,7 @@ impl AsyncRead for Guest {
         }
         ready!(self.patience.as_mut().poll(context));
         let patient_until = self.heard + self.door.silence;
-        if self.caller.known.load(Ordering::Relaxed) && Instant::now() < patient_until {
+        if self.caller.is_known() && Instant::now() < patient_until {
             self.patience.as_mut().reset(patient_until);
             ready!(self.patience.as_mut().poll(context));
         }

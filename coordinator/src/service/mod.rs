@@ -37,7 +37,7 @@ use crate::{
 };
 use actor::Actor;
 use checkpoints::Uploads;
-pub use door::Door;
+pub use door::{Connections, Door};
 use gate::Gate;
 pub use gate::{Access, Refusal};
 

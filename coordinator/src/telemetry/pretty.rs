@@ -14,8 +14,9 @@ use super::record::Record;
 
 /// The phrases of an event, the first of which is its headline.
 ///
-/// `{field}` is as it comes, `{field:.4}` has 4 decimals, `{field:e}` is as in 1.00e-4, and `count`, `bytes`, `s` and `ms` are
-/// formatted for reading; `{/field}` follows a slash, and may be absent.
+/// `{field}` is as it comes, `{field:.4}` has 4 decimals, and `count`, `bytes`, `s` and `ms` are
+/// formatted for reading; `{/field}` follows a slash, and may be absent. A `?` behind a
+/// form leaves the phrase out where the figure is not known.
 fn phrases(event: &str) -> &'static [&'static str] {
     match event {
         "run_started" => &[
@@ -52,11 +53,11 @@ fn phrases(event: &str) -> &'static [&'static str] {
         "epoch_started" => &["epoch {epoch}{/epochs} started", "{samples:count} samples"],
         "progress" => &[
             "epoch {epoch}{/epochs}",
+            "{cursor:count}{/samples} samples",
             "step {step:count}",
             "loss {loss:.4}",
-            "learning rate {learning_rate:e}",
             "{images_per_second:.1} images/s",
-            "{eta_s:s} left",
+            "{eta_s:s?} left",
         ],
         "step_skipped" => &["step {step:count} skipped", "{reason}"],
         "epoch_finished" => &[
@@ -99,8 +100,9 @@ fn phrases(event: &str) -> &'static [&'static str] {
     }
 }
 
-/// Context that every event carries: read in the headline or not at all.
-const CONTEXT: [&str; 6] = ["event", "run", "rank", "generation", "epoch", "step"];
+/// Context that every event carries, and what is for tools: read in the headline or not at all.
+const CONTEXT: [&str; 10] =
+    ["event", "run", "rank", "generation", "epoch", "step", "term", "cause", "stopped", "learning_rate"];
 
 /// Whether lines have colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,8 +191,15 @@ fn fill<'a>(phrase: &'a str, record: &Record, said: &mut Vec<&'a str>) -> Option
                 names.push(name);
             }
         } else {
-            text.push_str(&show(record.get(name)?, form));
+            let value = record.get(name)?;
             names.push(name);
+            match form.strip_suffix('?') {
+                Some(_) if value.is_null() => {
+                    said.extend(names);
+                    return None;
+                }
+                known => text.push_str(&show(value, known.unwrap_or(form))),
+            }
         }
     }
     said.extend(names);
@@ -208,17 +217,18 @@ fn show(value: &Value, form: &str) -> String {
         (".1", Some(number)) => format!("{number:.1}"),
         (".3", Some(number)) => format!("{number:.3}"),
         (".4", Some(number)) => format!("{number:.4}"),
-        ("e", Some(number)) => format!("{number:.2e}"),
         _ => match value {
             Value::Null => "nan".to_owned(),
-            Value::String(text) => text.chars().map(printable).collect(),
+            Value::String(text) => printable(text),
             other => other.to_string(),
         },
     }
 }
 
-fn printable(c: char) -> String {
-    if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+/// On one line, and without what a terminal would obey.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// `12,345`.

@@ -206,6 +206,14 @@ fn each_event_reads_well() {
 }
 
 #[test]
+fn what_is_not_known_yet_is_left_out() {
+    let said = pretty(|| {
+        event!(event = "progress", epoch = 3, epochs = 20, cursor = 8u64, samples = 40u64, eta_s = f64::NAN)
+    });
+    assert_eq!(said, ["epoch 3/20  8/40 samples"]);
+}
+
+#[test]
 fn bad_news_reads_well() {
     let said = pretty(|| {
         warn!(target: "musher::event", run = "pets", event = "worker_left", worker = "w1", reason = "no heartbeat for 10 s");

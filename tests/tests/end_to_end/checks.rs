@@ -85,6 +85,7 @@ pub fn goes_on_and_ends_well(mut run: Run, data: &DataSet) -> Ended {
     run.signal(Signal::TERM);
     let ended = run.wait().expect_code(75);
     nothing_is_lost(&ended.events, data);
+    events_are_documented(&ended.events);
     ended
 }
 
@@ -109,4 +110,23 @@ pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     found
+}
+
+/// `docs/watching.md` has a row for each, with its fields.
+#[track_caller]
+pub fn events_are_documented(events: &[Event]) {
+    let told = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/watching.md"));
+    let told = told.expect("the document is there");
+    for event in events {
+        let named = |word: &str| format!("`{word}`");
+        let row = told.lines().find(|line| {
+            let first = line.strip_prefix("| ").and_then(|row| row.split(" |").next());
+            first.is_some_and(|first| first.contains(&named(event.name())))
+        });
+        let row = row.unwrap_or_else(|| panic!("{} has no row", event.name()));
+        let common = ["timestamp", "level", "event", "run"];
+        for field in event.fields().filter(|field| !common.contains(field)) {
+            assert!(row.contains(&named(field)), "{field} of {} is not documented", event.name());
+        }
+    }
 }

@@ -50,7 +50,6 @@ fn weights_that_do_not_fit_end_the_run_with_a_sentence() {
     let damaged = scene.path("damaged.pth");
     fs::write(&damaged, &fs::read(&file).expect("it is a file")[..1000]).expect("it can be written");
     let wrong = [
-        ("absent", "model.pretrained", quoted("none.pth"), "none.pth"),
         ("damaged", "model.pretrained", quoted(damaged.display()), "it is damaged"),
         ("unknown", "model.pretrained", quoted("torchvision:resnet18"), "torchvision:resnet50"),
         ("unverified", "model.pretrained", quoted("http://127.0.0.1:9/w.pth"), "#sha256="),
@@ -58,6 +57,10 @@ fn weights_that_do_not_fit_end_the_run_with_a_sentence() {
         ("width", "model.width", "0.125".to_owned(), "bn1.bias has shape [4], not [8]"),
         ("normalize", "data.normalize", quoted("auto"), "set data.normalize = \"unit\""),
     ];
+    let absent = scene.launch(&job.clone().set("model.pretrained", quoted("none.pth")), "absent", 1, &[]);
+    let absent = absent.wait().expect_code(2);
+    assert!(absent.end.last_words().contains("there is no file none.pth, which `model.pretrained` names"));
+    assert!(!absent.dir.exists());
     for (name, key, value, part) in wrong {
         let run = scene.launch(&job.clone().set(key, value), name, 1, &[]).wait().expect_code(1);
         let reason = run.one("run_failed").text("reason").to_owned();

@@ -97,7 +97,7 @@ fn a_port_that_is_taken() {
     let (address, _listener) = taken.expect("the system has a free port");
     let job = Job::tiny(&scene.data_of(8, 8)).set("server.grpc", format!("\"{address}\""));
     let run = scene.launch(&job, "port", 1, &[]).wait().expect_code(2);
-    says(&run, &[&format!("cannot listen on {address}"), "--set server.grpc=HOST:PORT"]);
+    says(&run, &[&format!("cannot listen on {address}"), "--set server.grpc=IP:PORT"]);
     assert!(!run.dir.exists());
 }
 

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use musher_tests::{DataSet, Job, Scene, run::Ended};
 
-use crate::checks::{each_sample_is_trained_on_once, each_sample_is_validated_once, weights};
+use crate::checks::{
+    each_sample_is_trained_on_once, each_sample_is_validated_once, events_are_documented, weights,
+};
 
 #[test]
 fn one_worker_runs_a_job() {
@@ -27,6 +29,7 @@ fn runs_a_job(workers: u32) {
     let run = scene.launch(&Job::tiny(&data), "whole", workers, &[]).wait().expect_code(0);
     the_events_tell_the_run_in_order(&run, workers);
     the_events_have_the_contracts_fields(&run);
+    events_are_documented(&run.events);
     each_sample_is_trained_on_once(&run, data.train.len() as u64, 8);
     each_sample_is_validated_once(&run, data.val.len() as u64);
     the_last_line_is_the_result(&run, "epoch_limit");

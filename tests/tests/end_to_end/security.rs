@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
 };
 
@@ -284,4 +284,38 @@ fn a_hostile_client_leaves_training_alone() {
     let events = run.kill();
     let harmed = ["generation_aborted", "worker_left", "worker_refused"];
     assert!(!events.iter().any(|event| harmed.contains(&event.name())), "{events:#?}");
+}
+
+/// Each of them would have its place for seconds, and there are more of them than places.
+#[test]
+fn a_crowd_that_says_nothing_keeps_nobody_out() {
+    let scene = Scene::new();
+    let free =
+        || TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port is free");
+    let probes = free().to_string();
+    let job = Job::tiny(&scene.data()).endless().set("cluster.max_workers", 4);
+    let job = job.set("server.probes", format!("\"{probes}\"")).set("checkpoint.every_epochs", 1);
+    let mut run = scene.serve(&job, "crowded", &[]);
+    let page = run.wait_for_nth("run_started", 1).text("page").to_owned();
+    let node_probes = free().to_string();
+    let _first = scene.join(&run, "first", &["--probes", &node_probes]);
+    run.wait_for_nth("validated", 1);
+
+    let grpc = run.address();
+    let mut crowd = Vec::new();
+    for address in [&grpc, &page, &probes, &node_probes] {
+        let host = address.replace("http://", "");
+        crowd.extend((0..400).map(|_| TcpStream::connect(&host).expect("somebody listens")));
+    }
+    scene.run(&["status", &grpc]).expect_code(0);
+    for (address, path) in [(&page, "/api/v1/status"), (&probes, "/livez"), (&node_probes, "/livez")] {
+        assert_eq!(get(address, path).code, 200, "{address}{path}");
+    }
+    let _second = scene.join(&run, "second", &[]);
+    run.wait_past(0, "generation_formed", |event| event.number("world_size") == 2);
+    run.wait_past(run.events().len(), "checkpoint_committed", |_| true);
+    assert!(turned_away(&run, "too_many_connections") > 0);
+    drop(crowd);
+    let events = run.kill();
+    assert!(!events.iter().any(|event| event.name() == "generation_aborted"), "{events:#?}");
 }

@@ -9,7 +9,7 @@ use crate::{Frame, Tag};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CollectiveError {
     /// A neighbour's connection ended in mid-call.
-    #[error("rank {rank} closed its connection {}; report it and form the next generation", .waited.place())]
+    #[error("rank {rank} closed its connection {}", .waited.place())]
     PeerClosed { rank: u32, waited: Waited },
 
     /// What was sent to a neighbour was not acknowledged, or the network says that it is not there.
@@ -21,11 +21,11 @@ pub enum CollectiveError {
     Timeout(Waited),
 
     /// [`Aborter::abort`](crate::Aborter::abort) was called, and found this rank in a call or not.
-    #[error("the exchange was aborted; form the next generation")]
+    #[error("the exchange was aborted")]
     Aborted(Option<Waited>),
 
     /// A neighbour sent another frame than the one due.
-    #[error("rank {rank} is out of step: expected {expected}, received {found}; form the next generation")]
+    #[error("rank {rank} is out of step: expected {expected}, received {found}")]
     Protocol { rank: u32, expected: Frame, found: Frame },
 
     /// A neighbour was not there when the formation's deadline passed.

@@ -67,12 +67,17 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Connections that wait to be accepted, as far as the system allows it.
+const BACKLOG: i32 = 4096;
+
 impl RingListener {
     /// Listens at `address`; port 0 takes a free one.
     pub fn bind(address: SocketAddr) -> Result<Self, CollectiveError> {
         let bind = || -> io::Result<TcpListener> {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
+            // Nobody is accepted between formations: the predecessor must find room behind whoever came meanwhile.
+            rustix::net::listen(&listener, BACKLOG)?;
             Ok(listener)
         };
         let listener = bind().map_err(|e| CollectiveError::io("listen for the ring", e))?;

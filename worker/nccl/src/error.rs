@@ -29,7 +29,7 @@ pub enum ExchangeError {
     Unfit { expected: &'static str, found: String },
 
     /// A call failed at once, or in the background.
-    #[error("NCCL failed {wait}: {error}; form the next generation")]
+    #[error("NCCL failed {wait}: {error}")]
     Failed { wait: Wait, error: CallError },
 
     /// Nothing failed, and nothing came.
@@ -37,7 +37,7 @@ pub enum ExchangeError {
     TimedOut { wait: Wait },
 
     /// This rank's part was aborted, in a call or before it.
-    #[error("the exchange was aborted{}; form the next generation", during(.0))]
+    #[error("the exchange was aborted{}", during(.0))]
     Aborted(Option<Wait>),
 
     /// NCCL does not let go; there is no way on in this process.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use musher_dataset::{Dataset, ImageCache, Warnings, reach};
 use musher_proto::{ids::Epoch, job};
 use serde_json::json;
@@ -32,7 +32,7 @@ pub struct Pretrain {
     /// Where the weights go
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
     epochs: u32,
     /// Override a key of the job file, for example data.root=DIR
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]

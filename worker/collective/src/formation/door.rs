@@ -1,7 +1,8 @@
 //! The accepting side of a formation: strangers come in, one leaves as the predecessor.
 //!
 //! Whoever else connects (a stale generation, a port scanner, a silent client) is dropped, and
-//! costs a slot among [`MAX_PENDING`] for at most [`HANDSHAKE_LIMIT`].
+//! costs a slot among [`MAX_PENDING`] for at most [`HANDSHAKE_LIMIT`]. When all slots are taken, whoever has been
+//! silent longest makes room: the predecessor says at once who it is.
 
 use std::{
     io,
@@ -26,8 +27,11 @@ use crate::{
 /// How long an accepted connection may take for its part of the handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Handshakes in progress at once; more callers wait in the listener's backlog.
-const MAX_PENDING: usize = 16;
+/// Handshakes in progress at once.
+const MAX_PENDING: usize = 64;
+
+/// Connections that are taken in a row, before those that are here are heard again.
+const ADMITTED_AT_ONCE: usize = MAX_PENDING / 2;
 
 /// The listener and whoever is in its doorway.
 pub(super) struct Door<'a> {
@@ -89,8 +93,7 @@ impl<'a> Door<'a> {
 
     /// What a [`step`](Self::step) waits for.
     pub fn awaited(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let open = self.accepted.is_none() && self.pending.len() < MAX_PENDING;
-        let listener = open.then(|| PollFd::new(self.listener, PollFlags::IN));
+        let listener = self.accepted.is_none().then(|| PollFd::new(self.listener, PollFlags::IN));
         listener.into_iter().chain(self.pending.iter().map(|p| PollFd::new(&p.stream, PollFlags::IN)))
     }
 
@@ -128,9 +131,10 @@ impl<'a> Door<'a> {
     }
 
     fn admit(&mut self, now: Instant) -> Result<(), CollectiveError> {
-        while self.pending.len() < MAX_PENDING {
+        for _ in 0..ADMITTED_AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
+                    self.make_room();
                     let awaited = Awaited::Hello(Inbox::new());
                     self.pending.push(Pending { stream, until: now + HANDSHAKE_LIMIT, awaited });
                 }
@@ -141,6 +145,16 @@ impl<'a> Door<'a> {
             }
         }
         Ok(())
+    }
+
+    /// They lie in the order they came.
+    fn make_room(&mut self) {
+        if self.pending.len() < MAX_PENDING {
+            return;
+        }
+        let silent = self.pending.iter().position(|pending| matches!(pending.awaited, Awaited::Hello(_)));
+        self.pending.remove(silent.unwrap_or(0));
+        self.refuse("too many clients called, and one had not said who it is");
     }
 
     /// Answers as many messages as have arrived.

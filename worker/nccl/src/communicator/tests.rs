@@ -320,7 +320,7 @@ fn an_asynchronous_error_in_the_middle_of_a_bucket_is_told_in_its_own_words_and_
     assert_eq!(
         error.to_string(),
         "NCCL failed waiting for bucket 3 of step 57 (gradients) for 0.0 s: ncclCommGetAsyncError says a remote error \
-         (6) (socket closed by 10.0.0.7<41>); form the next generation"
+         (6) (socket closed by 10.0.0.7<41>)"
     );
     communicator.abort().unwrap();
     let calls = script.calls();
