@@ -105,7 +105,7 @@ fn step_alone(arguments: &Arguments, batch: u32) -> Result<StepAlone, Box<dyn Er
     torch_ext::allow_tf32(arguments.precision != Precision::Fp32)?;
     torch_ext::try_kernels(true)?;
     let mut replica = Replica::new(&options, 1, device)?;
-    replica.use_bf16(arguments.precision == Precision::Bf16);
+    replica.use_bf16(arguments.precision == Precision::Bf16)?;
     let images = Tensor::f_rand([i64::from(batch), 3, size, size], (Kind::Float, device))?;
     let masks = Tensor::f_randint(3, [i64::from(batch), size / 2, size / 2], (Kind::Int64, device))?;
     let scale = 1.0 / masks.numel() as f64;

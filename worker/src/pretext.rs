@@ -112,7 +112,7 @@ impl Pretext {
         self.replica.zero_gradients()?;
         let logits = self.head.forward(&self.replica.encode(&images, Mode::Train)?[4])?;
         let loss = logits.f_cross_entropy_loss::<Tensor>(&labels, None, Reduction::Mean, -100, 0.0)?;
-        loss.f_backward()?;
+        self.replica.backward_sum(&loss)?;
         let applies = Tensor::f_ones([1], (Kind::Float, images.device()))?;
         self.replica.update(self.job.train.learning_rate, &applies, None)?;
         self.replica.settle(true);

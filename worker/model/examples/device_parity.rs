@@ -76,7 +76,7 @@ impl Step {
         masks: &Tensor,
     ) -> Result<Self, Error> {
         let mut replica = Replica::new(options, 7, device)?;
-        replica.use_bf16(bf16);
+        replica.use_bf16(bf16)?;
         replica.begin_step()?;
         let logits = replica.forward(&images.f_to_device(device)?, Mode::Train)?;
         let scale = 1.0 / masks.numel() as f64;

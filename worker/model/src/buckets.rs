@@ -1,11 +1,15 @@
-//! The flat gradient in buckets, and which of them a backward pass has finished. Sends nothing anywhere.
+//! The flat gradient in buckets, how a backward pass fills them, and which of them it has finished. Sends nothing
+//! anywhere.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tch::Tensor;
+
 use crate::Error;
 use crate::flat::Flat;
 use crate::layout::Layout;
+use crate::options::Manner;
 
 /// Large enough to use a link's bandwidth, small enough to overlap with the rest of the backward pass.
 pub const DEFAULT_BUCKET_BYTES: usize = 25 << 20;
@@ -45,12 +49,14 @@ fn cut(starts: &[usize], len: usize, bytes: usize) -> Vec<Bucket> {
 }
 
 /// Hears of each bucket.
-type Report = Box<dyn FnMut(usize) + Send>;
+pub type Report = Box<dyn FnMut(usize) + Send>;
 
-/// Reports buckets as a backward pass completes them, in order, to whoever asked for that pass.
+/// Sees to a backward pass's buckets as it completes them: has their gradients in the flat gradient, and reports them,
+/// in order, to whoever asked for that pass.
 #[derive(Clone)]
 pub struct Readiness(Arc<Mutex<Progress>>);
 
+#[derive(Default)]
 struct Progress {
     /// Tensors in each bucket.
     tensors: Vec<usize>,
@@ -60,55 +66,111 @@ struct Progress {
     next: usize,
     /// `None`: nobody asked.
     report: Option<Report>,
+    /// Leaves and the places of their gradients, by bucket; none where gradients are made in their places.
+    gather: Vec<Vec<(Tensor, Tensor)>>,
+    /// The pass's gradients add to those that are there.
+    adds: bool,
+    failed: Option<torch_ext::Error>,
 }
 
 impl Readiness {
-    /// Hooks every trainable parameter, in place of any earlier hooks.
-    pub fn install(flat: &Flat, buckets: &[Bucket]) -> Result<Self, Error> {
+    /// Hooks every leaf that trains, in place of any earlier hooks.
+    pub fn install(flat: &Flat, buckets: &[Bucket], manner: Manner) -> Result<Self, Error> {
         let bucket_of = |offset: usize| buckets.partition_point(|bucket| bucket.range.end <= offset);
-        let trainable = || flat.parameters().filter(|(spec, _)| !spec.frozen);
         let mut tensors = vec![0; buckets.len()];
-        for (spec, _) in trainable() {
-            tensors[bucket_of(spec.range.start)] += 1;
+        let mut gather = Vec::new();
+        if manner == Manner::Device {
+            gather.resize_with(buckets.len(), Vec::new);
         }
-        let pending = tensors.clone();
-        let progress = Progress { tensors, pending, next: 0, report: None };
+        for (spec, leaf) in flat.trained() {
+            let bucket = bucket_of(spec.range.start);
+            tensors[bucket] += 1;
+            if let Some(pairs) = gather.get_mut(bucket) {
+                pairs.push((leaf.shallow_clone(), flat.gradient_place(spec)?));
+            }
+        }
+        let progress = Progress { pending: tensors.clone(), tensors, gather, ..Progress::default() };
         let readiness = Self(Arc::new(Mutex::new(progress)));
-        for (spec, parameter) in trainable() {
-            let (readiness, bucket) = (readiness.clone(), bucket_of(spec.range.start));
-            torch_ext::on_gradient_accumulated(parameter, move || readiness.lock().accumulated(bucket))?;
+        for (spec, leaf) in flat.trained() {
+            // The leaf owns its hook, which must not own the leaf.
+            let (progress, bucket) = (Arc::downgrade(&readiness.0), bucket_of(spec.range.start));
+            torch_ext::on_gradient_accumulated(leaf, move || {
+                if let Some(progress) = progress.upgrade() {
+                    lock(&progress).accumulated(bucket);
+                }
+            })?;
         }
         Ok(readiness)
     }
 
-    /// While `backward` runs, `report` hears of the buckets; afterwards it is dropped, whatever became of the pass.
-    pub fn during<T>(&self, report: impl FnMut(usize) + Send + 'static, backward: impl FnOnce() -> T) -> T {
-        self.lock().begin(Box::new(report));
+    /// While `backward` runs, its gradients go to their places, and add to what is there if `adds`; `report` hears of
+    /// the buckets, and is dropped afterwards, whatever became of the pass.
+    pub fn during<T>(
+        &self,
+        adds: bool,
+        report: Option<Report>,
+        backward: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        lock(&self.0).begin(adds, report);
         let result = backward();
-        self.lock().report = None;
+        let mut progress = lock(&self.0);
+        progress.report = None;
+        if result.is_ok() {
+            progress.gather_the_rest();
+        }
+        let result = result.and_then(|done| match progress.failed.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(done),
+        });
+        if result.is_err() {
+            // What such a pass has left must not be added to the next one's.
+            for (leaf, _) in progress.gather.iter().flatten() {
+                torch_ext::drop_grad(leaf)?;
+            }
+        }
         result
-    }
-
-    /// A report that panicked fails its backward pass; the counters are sound all the same, and the next pass resets
-    /// them.
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// A report that panicked fails its backward pass; the counters are sound all the same, and the next pass resets them.
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Progress {
-    fn begin(&mut self, report: Report) {
+    fn gather(&mut self, bucket: usize) {
+        if let Some(pairs) = self.gather.get(bucket)
+            && let Err(error) = torch_ext::gather_gradients(pairs, self.adds)
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// A pass through a part of the network leaves buckets that it has not completed.
+    fn gather_the_rest(&mut self) {
+        for bucket in (0..self.pending.len()).filter(|&bucket| self.pending[bucket] > 0).collect::<Vec<_>>() {
+            self.gather(bucket);
+        }
+    }
+
+    fn begin(&mut self, adds: bool, report: Option<Report>) {
         self.pending.clone_from(&self.tensors);
         self.next = 0;
-        self.report = Some(report);
+        self.report = report;
+        self.adds = adds;
+        self.failed = None;
     }
 
     fn accumulated(&mut self, bucket: usize) {
-        let Some(report) = &mut self.report else { return };
         self.pending[bucket] = self.pending[bucket].saturating_sub(1);
-        while self.pending.get(self.next) == Some(&0) {
+        if self.pending[bucket] == 0 {
+            self.gather(bucket);
+        }
+        while self.failed.is_none() && self.pending.get(self.next) == Some(&0) {
             self.next += 1;
-            report(self.next - 1);
+            if let Some(report) = &mut self.report {
+                report(self.next - 1);
+            }
         }
     }
 }
@@ -145,8 +207,8 @@ mod tests {
     #[test]
     fn buckets_are_reported_in_order_though_they_finish_in_another() {
         let (sender, reported) = std::sync::mpsc::channel();
-        let mut progress = Progress { tensors: vec![1, 2, 1], pending: vec![0; 3], next: 0, report: None };
-        progress.begin(Box::new(move |bucket| sender.send(bucket).expect("the test listens")));
+        let mut progress = Progress { tensors: vec![1, 2, 1], ..Progress::default() };
+        progress.begin(false, Some(Box::new(move |bucket| sender.send(bucket).expect("the test listens"))));
         let mut after = |bucket| {
             progress.accumulated(bucket);
             reported.try_iter().collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! The network's layers: descriptions that name their tensors by id, and compute on the tensors of a [`Flat`].
 
-use tch::{Device, TchError, Tensor};
+use tch::{TchError, Tensor};
 use torch_ext::{Factors, Join, Norm};
 
 use crate::Error;
@@ -44,6 +44,15 @@ pub struct Pass<'a> {
     pub norm: Normalise<'a>,
     /// On the CPU: convolutions may be products of matrices, of such factors.
     pub on_host: Option<Factors>,
+    /// Convolutions take the flat parameters' copy in bf16.
+    pub rounded: bool,
+}
+
+impl Pass<'_> {
+    /// A convolution's parameter, as this pass computes with it.
+    fn factor<'f>(&self, flat: &'f Flat, id: ParameterId) -> &'f Tensor {
+        if self.rounded { flat.rounded(id) } else { flat.parameter(id) }
+    }
 }
 
 /// A product of a 3x3 kernel in f32 pays up to this many pixels for each input channel: it takes each pixel nine times,
@@ -81,7 +90,7 @@ impl Conv {
     ) -> Self {
         let area = kernel * kernel;
         let init = Init::Glorot { fan_in: inputs * area, fan_out: outputs * area };
-        let weight = scope.layout.parameter(
+        let weight = scope.layout.factor(
             format!("{name}.weight"),
             &[outputs, inputs, kernel, kernel],
             init,
@@ -89,12 +98,13 @@ impl Conv {
         );
         let bias = scope
             .bias
-            .then(|| scope.layout.parameter(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen));
+            .then(|| scope.layout.factor(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen));
         Self { weight, bias, inputs, kernel, stride }
     }
 
     pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, Error> {
-        let (weight, bias) = (flat.parameter(self.weight), self.bias.map(|bias| flat.parameter(bias)));
+        let weight = pass.factor(flat, self.weight);
+        let bias = self.bias.map(|bias| pass.factor(flat, bias));
         if let Some(factors) = pass.on_host {
             let product = |x: &Tensor| torch_ext::conv_as_product(x, weight, bias, factors);
             match self.kernel {
@@ -105,9 +115,9 @@ impl Conv {
         }
         let padding = self.kernel / 2;
         let with = |weight: &Tensor| x.f_conv2d(weight, bias, self.stride, padding, 1, 1);
-        Ok(match x.device() {
-            Device::Cpu => with(&torch_ext::row_major(weight)?)?,
-            _ => with(weight)?,
+        Ok(match pass.on_host {
+            Some(_) => with(&torch_ext::row_major(weight)?)?,
+            None => with(weight)?,
         })
     }
 
@@ -145,15 +155,15 @@ impl UpConv {
     pub fn declare(scope: &mut Scope, name: &str, inputs: i64, outputs: i64) -> Self {
         let init = Init::Glorot { fan_in: inputs, fan_out: outputs };
         let weight =
-            scope.layout.parameter(format!("{name}.weight"), &[inputs, outputs, 1, 1], init, scope.frozen);
-        let bias = scope.layout.parameter(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen);
+            scope.layout.factor(format!("{name}.weight"), &[inputs, outputs, 1, 1], init, scope.frozen);
+        let bias = scope.layout.factor(format!("{name}.bias"), &[outputs], Init::Zeros, scope.frozen);
         Self { weight, bias }
     }
 
-    pub fn forward(&self, flat: &Flat, x: &Tensor) -> Result<Tensor, TchError> {
+    pub fn forward(&self, flat: &Flat, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
         let (stride, padding, output_padding) = (2, 0, 1);
-        let bias = Some(flat.parameter(self.bias));
-        x.f_conv_transpose2d(flat.parameter(self.weight), bias, stride, padding, output_padding, 1, 1)
+        let (weight, bias) = (pass.factor(flat, self.weight), Some(pass.factor(flat, self.bias)));
+        x.f_conv_transpose2d(weight, bias, stride, padding, output_padding, 1, 1)
     }
 
     /// The even pixels of what [`Self::forward`] makes, [N, C, H, W]; elsewhere it is [`Self::background`].

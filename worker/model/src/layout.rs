@@ -33,6 +33,8 @@ pub struct Parameter {
     pub shape: Vec<i64>,
     pub init: Init,
     pub frozen: bool,
+    /// It is a convolution's, and rounded to bf16 where training computes in that.
+    pub is_factor: bool,
     /// Its elements in the flat buffer, padding not included.
     pub range: Range<usize>,
 }
@@ -89,6 +91,10 @@ pub fn is_encoder(name: &str) -> bool {
 }
 
 impl ParameterId {
+    pub fn at(index: usize) -> Self {
+        Self(index)
+    }
+
     pub fn index(self) -> usize {
         self.0
     }
@@ -109,9 +115,26 @@ pub struct LayoutBuilder {
 }
 
 impl LayoutBuilder {
+    /// One that is computed with as it is.
     pub fn parameter(&mut self, name: String, shape: &[i64], init: Init, frozen: bool) -> ParameterId {
+        self.declare(name, shape, init, frozen, false)
+    }
+
+    /// A convolution's.
+    pub fn factor(&mut self, name: String, shape: &[i64], init: Init, frozen: bool) -> ParameterId {
+        self.declare(name, shape, init, frozen, true)
+    }
+
+    fn declare(
+        &mut self,
+        name: String,
+        shape: &[i64],
+        init: Init,
+        frozen: bool,
+        is_factor: bool,
+    ) -> ParameterId {
         let range = 0..shape.iter().product::<i64>() as usize;
-        self.parameters.push(Parameter { name, shape: shape.to_vec(), init, frozen, range });
+        self.parameters.push(Parameter { name, shape: shape.to_vec(), init, frozen, is_factor, range });
         ParameterId(self.parameters.len() - 1)
     }
 

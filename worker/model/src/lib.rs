@@ -36,7 +36,7 @@ pub mod metrics;
 pub use buckets::{Bucket, DEFAULT_BUCKET_BYTES};
 pub use gradients::GradientMeasure;
 pub use loss::LossOptions;
-pub use options::{Encoder, ModelOptions};
+pub use options::{Encoder, Manner, ModelOptions};
 pub use over_ranks::{OverRanks, SumOverRanks};
 pub use replica::{Mode, Replica};
 pub use state::{COUNTERS, CounterWords, StateLayout, StateStaging, StateTensors};

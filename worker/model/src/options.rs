@@ -14,6 +14,22 @@ pub enum Encoder {
     Keras,
 }
 
+/// How a replica computes: the same to rounding, and each best on its kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// By this project's kernels for CPUs, which add to the flat gradient where it lies.
+    Host,
+    /// By libtorch's kernels, channels-last, by few launches: a bucket's gradients are copied into the flat gradient
+    /// together, and convolutions' weights are rounded to bf16 all at once.
+    Device,
+}
+
+impl Manner {
+    pub fn of(device: tch::Device) -> Self {
+        if device == tch::Device::Cpu { Self::Host } else { Self::Device }
+    }
+}
+
 /// The network's shape and what of it learns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelOptions {

@@ -8,7 +8,7 @@ use musher_weights::WeightsFile;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::Factors;
 
-use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness};
+use crate::buckets::{self, Bucket, DEFAULT_BUCKET_BYTES, Readiness, Report};
 use crate::flat::Flat;
 use crate::gradients::{self, GradientMeasure};
 use crate::layers::{Normalise, Pass};
@@ -16,7 +16,7 @@ use crate::layout::LayoutBuilder;
 use crate::loss::{Loss, LossOptions};
 use crate::state::{self, COUNTERS, StateLayout, StateStaging, StateTensors};
 use crate::unet::{Taps, Unet};
-use crate::{Error, ModelOptions, OverRanks, digest, metrics, pooling, weights};
+use crate::{Error, Manner, ModelOptions, OverRanks, digest, metrics, pooling, weights};
 
 /// Adam's decay rates and epsilon, as in the recipe.
 const BETA1: f64 = 0.9;
@@ -45,8 +45,11 @@ pub struct Replica {
     loss: Loss,
     /// The encoder's learning rate over that of the rest.
     encoder_rate: f64,
+    manner: Manner,
     /// Training computes in bf16 what gains by it.
     bf16: bool,
+    /// The flat gradient is that of no pass yet: zero.
+    fresh: bool,
     adam_steps: u64,
     counters: [u64; COUNTERS],
 }
@@ -54,12 +57,22 @@ pub struct Replica {
 impl Replica {
     /// A replica with parameters drawn from `seed`: the same bits on every device.
     pub fn new(options: &ModelOptions, seed: u64, device: Device) -> Result<Self, Error> {
+        Self::computing(options, seed, device, Manner::of(device))
+    }
+
+    /// Such a replica that computes in a `manner` of another device: what a GPU does can be tried on a CPU.
+    pub fn computing(
+        options: &ModelOptions,
+        seed: u64,
+        device: Device,
+        manner: Manner,
+    ) -> Result<Self, Error> {
         options.validate()?;
         let mut layout = LayoutBuilder::default();
         let network = Unet::declare(options, &mut layout);
-        let flat = Flat::new(layout.finish(), seed, device)?;
+        let flat = Flat::new(layout.finish(), seed, device, manner)?;
         let buckets = buckets::plan(&flat.layout, DEFAULT_BUCKET_BYTES);
-        let readiness = Readiness::install(&flat, &buckets)?;
+        let readiness = Readiness::install(&flat, &buckets, manner)?;
         let options = options.clone();
         Ok(Self {
             options,
@@ -69,7 +82,9 @@ impl Replica {
             readiness,
             loss: Loss::default(),
             encoder_rate: 1.0,
+            manner,
             bf16: false,
+            fresh: true,
             adam_steps: 0,
             counters: [0; COUNTERS],
         })
@@ -96,8 +111,10 @@ impl Replica {
 
     /// From now on training computes in bf16 what gains by it; parameters, their gradients and evaluation stay f32. On a
     /// GPU that is as PyTorch's autocast does it. On the CPU it is the convolutions' factors, and all else is f32.
-    pub fn use_bf16(&mut self, bf16: bool) {
+    pub fn use_bf16(&mut self, bf16: bool) -> Result<(), Error> {
         self.bf16 = bf16;
+        self.flat.keep_rounded(bf16 && self.manner == Manner::Device)?;
+        self.hook()
     }
 
     /// All parameters, frozen ones included, without padding.
@@ -105,7 +122,7 @@ impl Replica {
         self.flat.layout.parameters.iter().map(|spec| spec.range.len()).sum()
     }
 
-    /// Parameters by name, in the order of use: views of the flat buffers, with gradients where they train.
+    /// Parameters by name, in the order of use: views of the flat buffers.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.flat.parameters().map(|(spec, tensor)| (spec.name.as_str(), tensor))
     }
@@ -137,13 +154,17 @@ impl Replica {
 
     /// The logits are f32, whatever they were computed in.
     fn train_forward(&self, images: &Tensor, norm: Normalise) -> Result<Tensor, Error> {
-        let forward = |on_host| self.network.forward(&self.flat, images, Pass { norm, on_host });
-        match (self.device(), self.bf16) {
-            (Device::Cpu, false) => forward(Some(Factors::F32)),
-            (Device::Cpu, true) => forward(Some(Factors::Bf16)),
-            (_, false) => forward(None),
-            (device, true) => {
-                Ok(torch_ext::autocast_bf16(device, || forward(None))??.f_to_kind(Kind::Float)?)
+        self.flat.round()?;
+        let forward = |on_host| {
+            let pass = Pass { norm, on_host, rounded: self.flat.is_rounded() };
+            self.network.forward(&self.flat, images, pass)
+        };
+        match (self.manner, self.bf16) {
+            (Manner::Host, false) => forward(Some(Factors::F32)),
+            (Manner::Host, true) => forward(Some(Factors::Bf16)),
+            (Manner::Device, false) => forward(None),
+            (Manner::Device, true) => {
+                Ok(torch_ext::autocast_bf16(self.device(), || forward(None))??.f_to_kind(Kind::Float)?)
             }
         }
     }
@@ -165,10 +186,7 @@ impl Replica {
         masks: &Tensor,
         scale: f64,
     ) -> Result<Tensor, Error> {
-        metrics::check_masks(logits, masks)?;
-        let losses = self.loss.per_pixel(logits, masks)?;
-        (losses.f_sum(Kind::Float)? * scale).f_backward()?;
-        Ok(losses.f_detach()?.f_sum(Kind::Double)?)
+        self.backward(logits, masks, scale, None)
     }
 
     /// [`Self::backward_sum_loss`] of a step's last micro-batch. `ready` hears of each bucket as soon as the last of
@@ -183,8 +201,30 @@ impl Replica {
         scale: f64,
         ready: impl FnMut(usize) + Send + 'static,
     ) -> Result<Tensor, Error> {
-        let readiness = self.readiness.clone();
-        readiness.during(ready, || self.backward_sum_loss(logits, masks, scale))
+        self.backward(logits, masks, scale, Some(Box::new(ready)))
+    }
+
+    fn backward(
+        &mut self,
+        logits: &Tensor,
+        masks: &Tensor,
+        scale: f64,
+        ready: Option<Report>,
+    ) -> Result<Tensor, Error> {
+        metrics::check_masks(logits, masks)?;
+        let losses = self.loss.per_pixel(logits, masks)?;
+        self.backward_of(&(losses.f_sum(Kind::Float)? * scale), ready)?;
+        Ok(losses.f_detach()?.f_sum(Kind::Double)?)
+    }
+
+    /// Adds the gradient of `loss`, a scalar computed from what [`Self::forward`] or [`Self::encode`] gave in training.
+    pub fn backward_sum(&mut self, loss: &Tensor) -> Result<(), Error> {
+        self.backward_of(loss, None)
+    }
+
+    fn backward_of(&mut self, loss: &Tensor, ready: Option<Report>) -> Result<(), Error> {
+        let adds = !std::mem::take(&mut self.fresh);
+        self.readiness.during(adds, ready, || Ok(loss.f_backward()?))
     }
 
     /// If `applies`, an f32 [1] on the device, is exactly 1.0: Adam's update of all that trains, from the gradient
@@ -263,6 +303,7 @@ impl Replica {
 
     pub fn zero_gradients(&mut self) -> Result<(), Error> {
         let _ = self.flat.gradients.f_zero_()?;
+        self.fresh = true;
         Ok(())
     }
 
@@ -292,7 +333,11 @@ impl Replica {
     /// Cuts new buckets of about `bytes`, the first smaller: a function of the model and `bytes` alone.
     pub fn plan_buckets(&mut self, bytes: usize) -> Result<(), Error> {
         self.buckets = buckets::plan(&self.flat.layout, bytes);
-        self.readiness = Readiness::install(&self.flat, &self.buckets)?;
+        self.hook()
+    }
+
+    fn hook(&mut self) -> Result<(), Error> {
+        self.readiness = Readiness::install(&self.flat, &self.buckets, self.manner)?;
         Ok(())
     }
 
@@ -534,7 +579,8 @@ impl Replica {
     }
 
     fn exactly<'a>(&self, norm: Normalise<'a>) -> Pass<'a> {
-        Pass { norm, on_host: (self.device() == Device::Cpu).then_some(Factors::F32) }
+        let on_host = (self.manner == Manner::Host).then_some(Factors::F32);
+        Pass { norm, on_host, rounded: false }
     }
 
     /// The images in the device's better memory order, if they fit the model.
@@ -557,9 +603,9 @@ impl Replica {
         if normalises_by_batch && samples * coarsest * coarsest < 2 {
             return Err(Error::TooFewValues { samples, image_size: size });
         }
-        Ok(match self.device() {
-            Device::Cpu => images.f_contiguous()?,
-            _ => images.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?,
+        Ok(match self.manner {
+            Manner::Host => images.f_contiguous()?,
+            Manner::Device => images.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?,
         })
     }
 }

@@ -183,7 +183,7 @@ impl DecoderStage {
                 first.0.of_join(flat, Join { sparse: &sparse, constant: &constant, skip }, factors)?
             }
             _ => {
-                let up = self.up.forward(flat, x)?.f_relu_()?;
+                let up = self.up.forward(flat, x, pass)?.f_relu_()?;
                 let up = self.up_bn.forward(flat, &up, pass)?;
                 first.0.forward(flat, &Tensor::f_cat(&[&up, skip], 1)?, pass)?
             }

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::sync::mpsc;
 use std::thread;
 
-use musher_model::{Encoder, Error, Mode, ModelOptions, Replica};
+use musher_model::{Encoder, Error, Manner, Mode, ModelOptions, Replica};
 use musher_weights::WeightsFile;
 use safetensors::{SafeTensors, serialize};
 use tch::{Device, Kind, Tensor};
@@ -439,12 +439,103 @@ fn clipping_brings_the_norm_down() {
     assert_eq!(replica.measure_gradients(None).unwrap().finite.double_value(&[]), 0.0);
 }
 
+/// What a GPU's replica does, on the CPU: gradients that are gathered by buckets, channels-last, are those that are made
+/// in their places.
+#[test]
+fn gradients_that_are_gathered_are_those_made_in_place() {
+    let options = ModelOptions { freeze_batch_norm: true, ..small() };
+    let mut gathered = Replica::computing(&options, 5, Device::Cpu, Manner::Device).unwrap();
+    let mut in_place = replica_of(&options);
+    gathered.plan_buckets(20_000).unwrap();
+    let largest = |gradient: &[f32]| gradient.iter().fold(0f32, |max, value| max.max(value.abs()));
+    let agree = |gathered: &Replica, in_place: &Replica| {
+        let (found, expected) = (values(gathered.gradients()), values(in_place.gradients()));
+        let most = largest(&expected);
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * most));
+    };
+    // Twice, as a step's gradient replaces the one before.
+    for seed in [1, 2] {
+        let views = gathered.bucket_gradients().unwrap();
+        let (sender, reports) = mpsc::channel();
+        let ready = move |bucket: usize| sender.send((bucket, values(&views[bucket]))).unwrap();
+        let loss = try_accumulate(&mut gathered, seed, ready).unwrap();
+        assert!((loss / accumulate(&mut in_place, seed) - 1.0).abs() < 1e-5);
+        agree(&gathered, &in_place);
+        let flat = values(gathered.gradients());
+        let reported: Vec<_> = reports.iter().collect();
+        assert!(reported.iter().map(|(bucket, _)| *bucket).eq(0..gathered.buckets().len()));
+        for (bucket, at_report) in reported {
+            assert_eq!(at_report, flat[gathered.buckets()[bucket].range.clone()], "bucket {bucket}");
+        }
+    }
+    // Micro-batches add up.
+    for replica in [&mut gathered, &mut in_place] {
+        replica.zero_gradients().unwrap();
+        for seed in [1, 2] {
+            let (images, masks) = batch(&options, seed);
+            let logits = replica.forward(&images, Mode::Train).unwrap();
+            let _ = replica.backward_sum_loss(&logits, &masks, 1e-3).unwrap();
+        }
+    }
+    agree(&gathered, &in_place);
+    for replica in [&mut gathered, &mut in_place] {
+        replica.zero_gradients().unwrap();
+        assert_eq!(largest(&values(replica.gradients())), 0.0, "a rank without samples");
+        // A pass through the encoder alone, as for another task.
+        let (images, _) = batch(&options, 3);
+        let features = replica.encode(&images, Mode::Train).unwrap()[4].shallow_clone();
+        replica.backward_sum(&features.square().mean(Kind::Float)).unwrap();
+        assert!(largest(&values(replica.gradients())) > 0.0);
+    }
+    agree(&gathered, &in_place);
+}
+
+#[test]
+fn a_pass_that_fails_leaves_nothing_to_the_next() {
+    let compute = |fails: bool| {
+        let mut replica = Replica::computing(&small(), 5, Device::Cpu, Manner::Device).unwrap();
+        if fails {
+            try_accumulate(&mut replica, 1, |_| panic!("a report that fails")).unwrap_err();
+        }
+        accumulate(&mut replica, 2);
+        values(replica.gradients())
+    };
+    assert_eq!(compute(true), compute(false));
+}
+
+/// Rounding all weights at once changes no bit of what autocast does one by one.
+#[test]
+fn weights_rounded_together_are_those_that_autocast_rounds() {
+    let step = |replica: &mut Replica, autocast: bool| {
+        replica.zero_gradients().unwrap();
+        let (images, masks) = batch(&small(), 1);
+        replica.begin_step().unwrap();
+        let forward = || replica.forward(&images, Mode::Train).unwrap().to_kind(Kind::Float);
+        let logits = match autocast {
+            true => torch_ext::autocast_bf16(Device::Cpu, forward).unwrap(),
+            false => forward(),
+        };
+        let loss = replica.backward_sum_loss(&logits, &masks, 1e-3).unwrap().double_value(&[]);
+        (loss, values(&logits), values(replica.gradients()))
+    };
+    let device_like = || Replica::computing(&small(), 5, Device::Cpu, Manner::Device).unwrap();
+    let (mut together, mut each) = (device_like(), device_like());
+    together.use_bf16(true).unwrap();
+    let by_autocast = step(&mut each, true);
+    assert_eq!(step(&mut together, false), by_autocast);
+    // Of the parameters as they are now, not as they were.
+    update(&mut together, 1e-2, true);
+    update(&mut each, 1e-2, true);
+    assert_eq!(step(&mut together, false), step(&mut each, true));
+    assert_ne!(by_autocast, step(&mut device_like(), false), "it is another precision");
+}
+
 /// bf16 has 8 bits of mantissa; what the step comes to is that of f32 but for its rounding.
 #[test]
 fn bf16_gives_nearly_the_same_step() {
     let step = |bf16: bool| {
         let mut replica = replica_of(&ModelOptions { freeze_batch_norm: true, ..small() });
-        replica.use_bf16(bf16);
+        replica.use_bf16(bf16).unwrap();
         let (images, _) = batch(replica.options(), 1);
         let logits = replica.forward(&images, Mode::Train).unwrap();
         assert_eq!(logits.kind(), Kind::Float);

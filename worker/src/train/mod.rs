@@ -229,7 +229,7 @@ pub(crate) fn tune(device: Device, precision: job::Precision) -> Result<(), torc
 /// A replica initialised from the job's seed.
 fn seeded_replica(job: &JobConfig, device: Device) -> Result<Replica, TrainError> {
     let mut replica = Replica::new(&model_options(job), job.seed, device)?;
-    replica.use_bf16(job.train.precision == job::Precision::Bf16);
+    replica.use_bf16(job.train.precision == job::Precision::Bf16)?;
     replica.plan_buckets((job.train.bucket_mb * f64::from(1 << 20)) as usize)?;
     if job.train.encoder_learning_rate > 0.0 {
         replica.set_encoder_rate(job.train.encoder_learning_rate / job.train.learning_rate);

@@ -20,6 +20,28 @@ pub fn set_grad(param: &Tensor, grad: &Tensor) -> Result<(), Error> {
     ffi::check(message)
 }
 
+/// Gives each place the gradient of its parameter, or adds it, by a few launches for all of them; the parameters then
+/// have none, for the next backward pass to give them its own tensors, without a launch. Where a parameter has none,
+/// its place is zero.
+///
+/// `pairs` are leaves and what their gradients go to: of one shape, a pair's strides had better agree too; places of one
+/// dtype, gradients of any.
+pub fn gather_gradients(pairs: &[(Tensor, Tensor)], add: bool) -> Result<(), Error> {
+    let pointers = |of: fn(&(Tensor, Tensor)) -> &Tensor| -> Vec<*mut C_tensor> {
+        pairs.iter().map(|pair| of(pair).as_ptr().cast_mut()).collect()
+    };
+    let (params, places) = (pointers(|(param, _)| param), pointers(|(_, place)| place));
+    // SAFETY: as many pointers as said, of live tensors that are borrowed for the call; the shim writes to the places'
+    // storage, and takes the parameters' gradients, alone.
+    ffi::check(unsafe { ffi::torch_ext_gather(params.as_ptr(), places.as_ptr(), pairs.len(), add) })
+}
+
+/// Leaves the leaf without a gradient.
+pub fn drop_grad(param: &Tensor) -> Result<(), Error> {
+    // SAFETY: the tensor is live for the call.
+    ffi::check(unsafe { ffi::torch_ext_drop_grad(param.as_ptr().cast_mut()) })
+}
+
 /// Calls `callback` each time a backward pass has added to the gradient of the leaf `param`, in place of any earlier
 /// callback. It lives as long as the parameter does, so it must not own the parameter.
 ///
@@ -108,6 +130,32 @@ mod tests {
             (&param * 2.0).sum(Kind::Float).backward();
         }
         assert_eq!(Vec::<f32>::try_from(&flat).unwrap(), [0., 0., 0., 0., 4., 4., 4., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn gradients_of_any_dtype_are_gathered_and_gone() {
+        let flat = Tensor::full([8], 7.0, (Kind::Float, Device::Cpu));
+        let low = Tensor::ones([2], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
+        let pairs =
+            [(leaf(), flat.narrow(0, 0, 3)), (low, flat.narrow(0, 4, 2)), (leaf(), flat.narrow(0, 6, 2))];
+        let backward = || {
+            (&pairs[0].0 * 2.0).sum(Kind::Float).backward();
+            (&pairs[1].0 * 3.0).sum(Kind::Float).backward();
+        };
+        for (add, expected) in [(false, [2f32, 3.0]), (true, [4.0, 6.0]), (false, [2.0, 3.0])] {
+            backward();
+            gather_gradients(&pairs[..2], add).unwrap();
+            assert!(pairs.iter().all(|(param, _)| !param.grad().defined()));
+            let [a, b] = expected;
+            assert_eq!(Vec::<f32>::try_from(&flat).unwrap(), [a, a, a, 7.0, b, b, 7.0, 7.0]);
+        }
+        gather_gradients(&pairs[1..2], false).unwrap();
+        assert_eq!(flat.double_value(&[4]), 0.0, "without a gradient it is zero");
+        backward();
+        let misshapen = [(pairs[0].0.shallow_clone(), flat.narrow(0, 0, 4))];
+        assert!(gather_gradients(&misshapen, false).is_err());
+        drop_grad(&pairs[1].0).unwrap();
+        assert!(!pairs[1].0.grad().defined());
     }
 
     #[test]

@@ -26,6 +26,14 @@ unsafe extern "C" {
         found_inf: *mut C_tensor,
     ) -> *mut c_char;
 
+    pub(crate) fn torch_ext_gather(
+        params: *const *mut C_tensor,
+        places: *const *mut C_tensor,
+        count: usize,
+        add: bool,
+    ) -> *mut c_char;
+    pub(crate) fn torch_ext_drop_grad(param: *mut C_tensor) -> *mut c_char;
+
     pub(crate) fn torch_ext_set_grad(param: *mut C_tensor, grad: *mut C_tensor) -> *mut c_char;
 
     pub(crate) fn torch_ext_on_gradient(

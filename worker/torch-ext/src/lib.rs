@@ -21,7 +21,7 @@ mod spread;
 mod stream;
 
 pub use adam::{AdamStep, OnDevice, fused_adam};
-pub use autograd::{on_gradient, on_gradient_accumulated, set_grad};
+pub use autograd::{drop_grad, gather_gradients, on_gradient, on_gradient_accumulated, set_grad};
 pub use conv::{Factors, Join, conv_as_product, conv_as_transposed_product, conv_of_join, row_major};
 pub use cuda::{current_stream, open_cuda, repeatable_kernels, try_kernels};
 pub use exit::exit_at_once;

@@ -16,9 +16,12 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -68,6 +71,39 @@ char *torch_ext_set_grad(at::Tensor *param, at::Tensor *grad) {
                 "a parameter and its gradient must agree in dtype and device");
     param->mutable_grad() = *grad;
   });
+}
+
+// Each place takes its parameter's gradient, which the parameter then has no more. Kernels for lists take tensors of
+// one dtype a list; the places are all of one.
+char *torch_ext_gather(at::Tensor *const *params, at::Tensor *const *places, size_t count, bool add) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    std::map<at::ScalarType, std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>>> lists;
+    for (size_t i = 0; i < count; i++) {
+      auto &grad = params[i]->mutable_grad();
+      if (grad.defined()) {
+        TORCH_CHECK(grad.sizes() == places[i]->sizes(), "a gradient of shape ", grad.sizes(), " has no place of shape ",
+                    places[i]->sizes());
+        auto &[to, from] = lists[grad.scalar_type()];
+        to.push_back(*places[i]);
+        from.push_back(std::move(grad));
+        grad.reset();
+      } else if (!add) {
+        places[i]->zero_();
+      }
+    }
+    for (auto &[dtype, list] : lists) {
+      if (add) {
+        at::_foreach_add_(list.first, list.second);
+      } else {
+        at::_foreach_copy_(list.first, list.second);
+      }
+    }
+  });
+}
+
+char *torch_ext_drop_grad(at::Tensor *param) {
+  return guarded([&] { param->mutable_grad().reset(); });
 }
 
 // Takes `context` over, whatever happens. `call` borrows its tensor, and gives a new one away, or null.
