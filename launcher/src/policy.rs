@@ -3,7 +3,7 @@
 use std::{process::ExitStatus, time::Duration};
 
 /// Exit code by which a worker tells its launcher that another start of any worker would end alike: its run is over,
-/// or failed. Without a launcher it says 1.
+/// or failed. So does a node's command to whoever started that; a worker that was started alone says 1.
 pub const FUTILE: u8 = 3;
 /// As [`FUTILE`], of this worker alone: the run has no use for it.
 pub const UNFIT: u8 = 4;

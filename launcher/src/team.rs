@@ -40,6 +40,8 @@ pub struct Ending {
     pub resumable: usize,
     /// What the last one that failed ended with.
     pub failure: Option<String>,
+    /// One of them said that no other worker would do better.
+    pub is_futile: bool,
 }
 
 /// Workers that run. Dropping it kills them.
@@ -120,6 +122,7 @@ impl Team {
             _ => self.ending.failure = Some(status.to_string()),
         }
         if is_futile(status) {
+            self.ending.is_futile = true;
             raise(&self.wish, Wish::Wind);
         }
         true
@@ -273,7 +276,7 @@ mod tests {
     async fn stopped_workers_stay_stopped() {
         let commands = vec![shell("exit 75".into()), shell("exit 0".into())];
         let ending = Team::start(commands, policy()).unwrap().ended().await;
-        assert_eq!(ending, Ending { finished: 1, resumable: 1, failure: None });
+        assert_eq!(ending, Ending { finished: 1, resumable: 1, ..Ending::default() });
     }
 
     /// What the others hang on to is over; the one that keeps dying is not started again for it.

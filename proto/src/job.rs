@@ -255,6 +255,28 @@ pub enum Monitor {
     ValMiou,
 }
 
+impl JobConfig {
+    /// Without what only a coordinator goes by: where it listens, what it tells, what it keeps, when it stops.
+    pub fn of_workers(&self) -> Self {
+        let cluster = Cluster {
+            workers: 0,
+            min_workers: 1,
+            max_workers: Cluster::default().max_workers,
+            start_timeout_s: Cluster::default().start_timeout_s,
+            regroup_window_s: Cluster::default().regroup_window_s,
+            ..self.cluster.clone()
+        };
+        Self {
+            cluster,
+            server: Server::default(),
+            telemetry: Telemetry::default(),
+            checkpoint: Checkpoint::default(),
+            early_stopping: EarlyStopping::default(),
+            ..self.clone()
+        }
+    }
+}
+
 impl Monitor {
     /// As a job file has it, and as events name the figure.
     pub fn as_str(self) -> &'static str {

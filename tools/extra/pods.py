@@ -31,7 +31,7 @@ seed = 44
 data.image_size = 64
 model.width = 0.0625
 train.global_batch = 8
-train.epochs = 60
+train.epochs = 150
 early_stopping.patience = 1000
 cluster.device = "cpu"
 cluster.regroup_window_s = 0.2
@@ -320,11 +320,18 @@ def main(place):
     assert not any(e["event"] == "generation_aborted" for e in cluster.events()[told:])
 
     told = len(cluster.events())
-    coordinator = cluster.of("pods-coordinator")[0]
-    coordinator.signal(signal.SIGKILL)
+    cluster.of("pods-coordinator")[0].signal(signal.SIGKILL)
     goes_on = lambda: any(e["event"] in ("generation_continued", "generation_formed") for e in cluster.events()[told:])
     cluster.until("a coordinator that was killed goes on with the run", goes_on)
-    assert cluster.probe(coordinator, "livenessProbe")
+    assert cluster.probe(cluster.of("pods-coordinator")[0], "livenessProbe")
+
+    told = len(cluster.events())
+    moved = cluster.of("pods-coordinator")[0]
+    moved.evicted = True
+    moved.delete()
+    cluster.until("a coordinator that is evicted leaves the run to the next", lambda: any(e["event"] == "generation_continued" for e in cluster.events()[told:]))
+    assert (moved.name, 75, "Ignore") in cluster.history, cluster.history
+    assert not any(e["event"] in ("run_finished", "worker_left", "generation_aborted") for e in cluster.events()[told:])
 
     cluster.until("the run finishes, and both Jobs are complete", lambda: not cluster.pods)
     assert cluster.completed == {"pods-coordinator", "pods-workers"}, cluster.history

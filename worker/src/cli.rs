@@ -152,6 +152,8 @@ fn exit_code(result: Result<(), Failure>) -> ExitCode {
 impl Join {
     fn run_to_exit(self) -> ! {
         let is_launched = self.parent.is_some();
+        // A node's scheduler, as a launcher, is told whether another start would help.
+        let tells_futility = is_launched || self.workers_per_node.is_some();
         let exit = match self.run() {
             Ok(exit) => exit,
             Err(Failure::Other(error)) => Exit::Broken { reason: causes(error.as_ref()) },
@@ -169,7 +171,7 @@ impl Join {
         torch_ext::exit_at_once(match exit {
             Exit::Finished => 0,
             Exit::Resumable => 75,
-            Exit::Failed { .. } if is_launched => musher_launcher::FUTILE,
+            Exit::Failed { .. } if tells_futility => musher_launcher::FUTILE,
             Exit::Unfit { .. } if is_launched => musher_launcher::UNFIT,
             Exit::Failed { .. } | Exit::Unfit { .. } | Exit::Broken { .. } => 1,
         })

@@ -182,9 +182,10 @@ fn exit(ending: Ending, stopped: bool) -> Exit {
         Ending { finished: 1.., .. } => Exit::Finished,
         Ending { resumable: 1.., .. } => Exit::Resumable,
         _ if stopped => Exit::Resumable,
-        Ending { failure, .. } => {
+        Ending { failure, is_futile, .. } => {
             let how = failure.unwrap_or_else(|| "nothing to do".into());
-            Exit::Failed { reason: format!("no worker is left, the last ended with {how}; its log says why") }
+            let reason = format!("no worker is left, the last ended with {how}; its log says why");
+            if is_futile { Exit::Failed { reason } } else { Exit::Broken { reason } }
         }
     }
 }
@@ -210,12 +211,15 @@ mod tests {
             finished,
             resumable,
             failure: failed.then(|| "signal: 9 (SIGKILL)".into()),
+            is_futile: false,
         };
         assert_eq!(exit(ended(1, 1, true), true), Exit::Finished);
         assert_eq!(exit(ended(0, 1, true), false), Exit::Resumable);
         assert_eq!(exit(ended(0, 0, true), true), Exit::Resumable);
         assert!(
-            matches!(exit(ended(0, 0, true), false), Exit::Failed { reason } if reason.contains("SIGKILL"))
+            matches!(exit(ended(0, 0, true), false), Exit::Broken { reason } if reason.contains("SIGKILL"))
         );
+        let futile = Ending { is_futile: true, ..ended(0, 0, true) };
+        assert!(matches!(exit(futile, false), Exit::Failed { .. }));
     }
 }

@@ -94,7 +94,7 @@ impl Launch {
             if leaves_gpus_idle {
                 warn!(workers = count, gpus, "there is not a GPU for each worker: all train on the CPU");
             }
-            let exit = prepared.run(|handle| team.watch(handle)).await;
+            let exit = prepared.run(run::OnSigterm::Stop, |handle| team.watch(handle)).await;
             farewell.finish().await;
             exit
         })

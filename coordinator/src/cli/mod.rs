@@ -124,7 +124,7 @@ enum Exit {
     Failed,
     /// Bad usage or configuration.
     Usage,
-    /// Stopped; can be resumed.
+    /// Stopped, or not even begun; can be resumed, or tried again.
     Resumable,
 }
 
@@ -133,6 +133,8 @@ enum Exit {
 enum Failure {
     /// The user can mend it: exit code 2.
     Usage(anyhow::Error),
+    /// Nobody need mend it, another try later may do: exit code 75.
+    Later(anyhow::Error),
     Other(anyhow::Error),
 }
 
@@ -175,6 +177,7 @@ impl Command {
         let exit = result.unwrap_or_else(|failure| {
             let (exit, error) = match failure {
                 Failure::Usage(error) => (Exit::Usage, error),
+                Failure::Later(error) => (Exit::Resumable, error),
                 Failure::Other(error) => (Exit::Failed, error),
             };
             eprintln!("musher: {}", causes(error.as_ref()));

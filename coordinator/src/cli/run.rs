@@ -3,6 +3,7 @@
 use std::{fs, future::Future, io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, anyhow};
+use clap::ValueEnum;
 use musher_dataset::{Dataset, DatasetError, HeldOut, Source, reach};
 use musher_proto::job::{self, JobConfig};
 use serde_json::json;
@@ -10,6 +11,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix,
     task,
+    time::{self, Duration, Instant},
 };
 use tracing::{info, warn};
 
@@ -109,10 +111,10 @@ pub(super) async fn prepare(
     let feed = Feed::default();
     let run_dir = args.run_dir.clone().unwrap_or_else(|| job.run_dir());
     local("--run-dir", &run_dir, "checkpoints go to an object store by --set checkpoint.store=URL")?;
-    let named_store =
-        task::block_in_place(|| run_dir::named_store(&job, &musher_store::environment())).map_err(usage)?;
-    let opening = opening(args, &run_dir, named_store.as_ref()).map_err(usage)?;
-    let run_dir = RunDir::open(&run_dir, opening).map_err(usage)?;
+    let named_store = task::block_in_place(|| run_dir::named_store(&job, &musher_store::environment()))
+        .map_err(of_store)?;
+    let opening = opening(args, &run_dir, named_store.as_ref()).map_err(of_store)?;
+    let run_dir = RunDir::open(&run_dir, opening).map_err(of_run_dir)?;
     let console = telemetry::init(TelemetryOptions {
         format: args.log_format.map(Into::into),
         events_file: Some(run_dir.events_file()),
@@ -130,7 +132,7 @@ pub(super) async fn prepare(
         };
         Ok::<_, RunDirError>((store, state, resumed))
     })
-    .map_err(usage)?;
+    .map_err(of_run_dir)?;
     let result_weights = match job.early_stopping.restore_best {
         true => run_dir.best_weights(),
         false => run_dir.last_weights(),
@@ -183,6 +185,22 @@ fn opening(
     })
 }
 
+/// What a network or another process is at fault for is no bad usage: a scheduler may try again.
+fn of_store(error: StoreError) -> Failure {
+    match error.may_pass() {
+        true => Failure::Later(error.into()),
+        false => usage(error),
+    }
+}
+
+fn of_run_dir(error: RunDirError) -> Failure {
+    match error {
+        RunDirError::InUse(_) => Failure::Later(error.into()),
+        RunDirError::Store(error) => of_store(error),
+        _ => usage(error),
+    }
+}
+
 fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let why = |error| {
         anyhow!(
@@ -214,15 +232,17 @@ impl Prepared {
     /// Serves until the run ends; `alongside` runs beside it with a handle to it.
     pub async fn run<F: Future<Output = ()> + Send + 'static>(
         self,
+        on_sigterm: OnSigterm,
         alongside: impl FnOnce(Handle) -> F,
     ) -> Result<Exit, Failure> {
         let Prepared { service, listener, watched, result_weights, json, .. } = self;
         let metrics = service.door.metrics.clone();
         let samples = service.run_dir.samples();
+        let min_workers = service.job.cluster.min_workers as usize;
         let traces = service.traces.clone();
         let outcome = service
             .run(listener, |handle| {
-                tokio::spawn(forward_signals(handle.clone()));
+                tokio::spawn(forward_signals(handle.clone(), on_sigterm, min_workers));
                 if let Some(probes) = watched.probes {
                     tokio::spawn(http::serve_probes(probes, handle.clone()));
                 }
@@ -247,23 +267,68 @@ impl Prepared {
     }
 }
 
-/// The first SIGTERM or SIGINT stops the run so that it can be resumed; a second ends the process.
-async fn forward_signals(handle: Handle) {
+/// What the first SIGTERM to a coordinator means. SIGINT always stops the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnSigterm {
+    /// The run is saved and ends, so that it can be resumed.
+    Stop,
+    /// Workers train on, and the next coordinator goes on with them: for a coordinator that is moved to another machine.
+    /// If the workers are told to leave too, it is a stop.
+    HandOver,
+}
+
+/// Between SIGTERM and the end of a coordinator that hands its run over: who ends workers, too, has told them by then.
+const HAND_OVER: Duration = Duration::from_secs(10);
+/// Between two looks at who is leaving.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The first SIGTERM or SIGINT stops the run so that it can be resumed, or hands it over; a second ends the process.
+async fn forward_signals(handle: Handle, on_sigterm: OnSigterm, min_workers: usize) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (unix::signal(unix::SignalKind::terminate()), unix::signal(unix::SignalKind::interrupt()))
     else {
         return warn!("signals can't be handled here: SIGTERM will end the run without a checkpoint");
     };
-    let mut received = 0;
+    let (mut handing_over, mut received) = (None, 0);
     loop {
-        let code = tokio::select! { _ = terminate.recv() => 143, _ = interrupt.recv() => 130 };
+        let code = tokio::select! {
+            _ = terminate.recv() => 143,
+            _ = interrupt.recv() => 130,
+            () = look(handing_over.is_some()) => {
+                if are_leaving(&handle, min_workers).await {
+                    handing_over = None;
+                    info!("the workers leave, too: the run is saved and ends");
+                    handle.tell(Event::StopRequested).await;
+                } else if handing_over.is_some_and(|since: Instant| since.elapsed() >= HAND_OVER) {
+                    // What counts is on disk at any moment: that is how a killed coordinator costs nothing.
+                    std::process::exit(75);
+                }
+                continue;
+            }
+        };
         received += 1;
         if received > 1 {
             std::process::exit(code);
         }
+        if code == 143 && on_sigterm == OnSigterm::HandOver {
+            let seconds = HAND_OVER.as_secs();
+            info!(seconds, "the run is left to the next coordinator; a second signal ends this one at once");
+            handing_over = Some(Instant::now());
+            continue;
+        }
         info!("stopping after the step in flight; a second signal ends the run at once");
         handle.tell(Event::StopRequested).await;
     }
+}
+
+async fn look(at_all: bool) {
+    if at_all { time::sleep(LOOK).await } else { std::future::pending().await }
+}
+
+/// Whether those who do not want to leave are too few to train on.
+async fn are_leaving(handle: &Handle, min_workers: usize) -> bool {
+    let Some(status) = handle.status().await else { return false };
+    status.peers.iter().filter(|peer| !peer.leaving).count() < min_workers
 }
 
 /// The contract's line of JSON on stdout.

@@ -2,12 +2,19 @@
 
 use clap::Args;
 
-use super::{Exit, Failure, JobArgs, run, runtime};
+use super::{
+    Exit, Failure, JobArgs,
+    run::{self, OnSigterm},
+    runtime,
+};
 
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
     job: JobArgs,
+    /// What SIGTERM means: the run's end, saved first, or that the next coordinator goes on with it
+    #[arg(long, value_enum, default_value_t = OnSigterm::Stop)]
+    on_sigterm: OnSigterm,
 }
 
 impl Serve {
@@ -19,7 +26,7 @@ impl Serve {
         }
         runtime()?.block_on(async {
             let prepared = run::prepare(&self.job, job, run::FormerTeam::MayLive).await?;
-            prepared.run(|_| std::future::ready(())).await
+            prepared.run(self.on_sigterm, |_| std::future::ready(())).await
         })
     }
 }

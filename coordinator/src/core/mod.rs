@@ -54,7 +54,7 @@ use peers::{Peer, Peers, Suspect};
 use reasons::Wait;
 pub use reasons::{AbortCause, Departure};
 use roster::{Replies, Team};
-pub use status::{Health, PeerStatus, RunStatus};
+pub use status::{Health, PHASES, PeerStatus, RunStatus};
 use watch::Watch;
 
 /// What a coordinator starts from.
@@ -237,6 +237,8 @@ struct Bench {
 #[derive(Clone, Debug)]
 struct Durable {
     checkpoint: CheckpointId,
+    /// Samples of its epoch that are applied in it.
+    cursor: u64,
     progress: RunProgress,
 }
 

@@ -22,17 +22,22 @@ impl Core {
         let Origin { job, run, state, resumed, entropy, listen } = origin;
         let listens = listen && !state.roster.is_empty();
         let until = now + seconds(job.cluster.start_timeout_s);
+        // A team that was scaled since the job was written comes back as large as it was.
+        let former = if listens { state.roster.len() as u32 } else { u32::MAX };
+        let wanted = job.cluster.workers.min(former.max(job.cluster.min_workers));
         let gathering = Gathering {
             until,
-            wanted: job.cluster.workers,
+            wanted,
             give_up: Some(until),
             since: now,
             listening: listens.then(|| now + seconds(job.cluster.heartbeat_timeout_s)),
             ..Gathering::default()
         };
-        let durable = resumed
-            .as_ref()
-            .map(|point| Durable { checkpoint: point.checkpoint.clone(), progress: point.progress.clone() });
+        let durable = resumed.as_ref().map(|point| Durable {
+            checkpoint: point.checkpoint.clone(),
+            cursor: point.position.cursor,
+            progress: point.progress.clone(),
+        });
         let ended = durable.as_ref().and_then(|durable| durable.progress.end(job.train.epochs));
         let progress = progress_at_start(&state, durable.as_ref(), ended.is_some());
         let mut core = Self {
@@ -86,7 +91,7 @@ impl Core {
                 core.time_passed(now, &mut actions);
             }
             None => {
-                let wanted = core.job.cluster.workers.max(core.job.cluster.min_workers);
+                let wanted = wanted.max(core.job.cluster.min_workers);
                 actions.push(Action::Emit(RunEvent::WaitingForWorkers { joined: 0, wanted }));
             }
         }

@@ -167,7 +167,11 @@ impl Core {
     ) {
         let Some(open) = self.checkpoint.take_if(|open| open.id() == checkpoint) else { return };
         let Commit { checkpoint, position, progress, is_best, .. } = open.commit;
-        self.durable = Some(Durable { checkpoint: checkpoint.clone(), progress: progress.clone() });
+        self.durable = Some(Durable {
+            checkpoint: checkpoint.clone(),
+            cursor: position.cursor,
+            progress: progress.clone(),
+        });
         let durable_id = checkpoint.clone();
         out.push(Action::Emit(RunEvent::CheckpointCommitted {
             checkpoint,

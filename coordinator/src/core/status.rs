@@ -6,14 +6,21 @@ use musher_proto::{
     ids::{Epoch, Generation, Rank, Step, Term, WorkerId},
     job::Monitor,
     message::Progress,
+    scores::Scores,
 };
 
 use super::{Core, Phase, early_stopping::Best, effects::Time, peers::Peer, reasons::what_it_does};
 
+/// What a run may be doing.
+pub const PHASES: [&str; 6] = ["waiting for workers", "forming", "training", "validating", "saving", "ended"];
+
 #[derive(Clone, Debug)]
 pub struct RunStatus {
     pub run: String,
+    /// One of [`PHASES`].
     pub phase: &'static str,
+    /// Workers that the job asks for; 0: whoever comes.
+    pub wanted: u32,
     pub term: Term,
     pub generation: Generation,
     pub epochs: u32,
@@ -25,9 +32,11 @@ pub struct RunStatus {
     /// Seconds to the epoch limit, training only; `None` while the rate is unknown.
     pub eta_s: Option<f64>,
     pub monitor: Monitor,
-    /// Epoch and step that the next team goes on from, as things are: of the newest state that somebody holds, or of the
-    /// newest checkpoint.
-    pub resting: (Epoch, Step),
+    /// Epoch, step and cursor that the next team goes on from, as things are: of the newest state that somebody holds, or
+    /// of the newest checkpoint.
+    pub resting: (Epoch, Step, u64),
+    /// Of the last epoch that was judged, also in a life of the coordinator before this one.
+    pub last_scores: Option<Scores>,
     pub best: Option<Best>,
     pub peers: Vec<PeerStatus>,
     /// The last abort or removal, as a sentence.
@@ -47,6 +56,8 @@ pub struct PeerStatus {
     pub doing_for: Duration,
     pub silent: Duration,
     pub health: Health,
+    /// It wants to go, or is told to.
+    pub leaving: bool,
 }
 
 /// How well a worker keeps up with its team.
@@ -77,6 +88,11 @@ impl RunStatus {
         self.progress.map_or(self.resting.0, |progress| progress.epoch)
     }
 
+    /// Samples of the epoch that are applied.
+    pub fn cursor(&self) -> u64 {
+        self.progress.map_or(self.resting.2, |progress| progress.cursor)
+    }
+
     pub fn team_size(&self) -> usize {
         self.peers.iter().filter(|peer| peer.rank.is_some()).count()
     }
@@ -87,9 +103,12 @@ impl RunStatus {
 }
 
 impl Core {
-    fn resting(&self) -> (Epoch, Step) {
-        let held = self.newest_held().map(|held| (held.epoch, held.applied));
-        let durable = || self.durable.as_ref().and_then(|durable| durable.checkpoint.position());
+    fn resting(&self) -> (Epoch, Step, u64) {
+        let held = self.newest_held().map(|held| (held.epoch, held.applied, held.cursor));
+        let durable = || {
+            let durable = self.durable.as_ref()?;
+            durable.checkpoint.position().map(|(epoch, applied)| (epoch, applied, durable.cursor))
+        };
         held.or_else(durable).unwrap_or_default()
     }
 
@@ -101,14 +120,15 @@ impl Core {
             .and_then(|peer| peer.progress);
         RunStatus {
             run: self.run.clone(),
-            phase: match self.phase {
-                Phase::Gathering(_) => "waiting for workers",
-                Phase::Forming { .. } => "forming",
-                Phase::Training { .. } => "training",
-                Phase::Validating { .. } => "validating",
-                Phase::Storing { .. } => "saving",
-                Phase::Lingering { .. } | Phase::Ended => "ended",
-            },
+            phase: PHASES[match self.phase {
+                Phase::Gathering(_) => 0,
+                Phase::Forming { .. } => 1,
+                Phase::Training { .. } => 2,
+                Phase::Validating { .. } => 3,
+                Phase::Storing { .. } => 4,
+                Phase::Lingering { .. } | Phase::Ended => 5,
+            }],
+            wanted: self.job.cluster.workers,
             term: self.fences.term,
             generation: self.fences.generation,
             epochs: self.job.train.epochs,
@@ -118,6 +138,7 @@ impl Core {
             eta_s: progress.and_then(|progress| self.eta_s(&progress)),
             monitor: self.job.early_stopping.monitor,
             resting: self.resting(),
+            last_scores: self.last_scores,
             last_trouble: self.last_trouble.clone(),
             best: self.progress.early_stopping.best,
             peers: self
@@ -137,6 +158,7 @@ impl Core {
                     }),
                     silent: now.saturating_sub(peer.heard),
                     health: health(peer),
+                    leaving: peer.leaving,
                 })
                 .collect(),
         }

@@ -95,7 +95,7 @@ impl Status {
             epoch: status.epoch().0,
             epochs: status.epochs,
             step: status.applied().0,
-            cursor: progress.map_or(0, |progress| progress.cursor),
+            cursor: status.cursor(),
             samples: status.train_samples,
             loss: progress.map(|progress| progress.loss).filter(|loss| loss.is_finite()),
             learning_rate: status.learning_rate,

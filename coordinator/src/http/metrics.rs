@@ -17,7 +17,7 @@ use prometheus_client::{
 
 use musher_proto::scores::Scores;
 
-use crate::core::{AbortCause, Departure, Health, PeerStatus, RunEvent, RunStatus};
+use crate::core::{AbortCause, Departure, Health, PHASES, PeerStatus, RunEvent, RunStatus};
 
 /// What `/metrics` is: the OpenMetrics text format, which Prometheus asks for first.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -51,7 +51,6 @@ struct Last {
     /// When, and what it cost.
     checkpoint: Option<(Instant, Checkpoint)>,
     epoch_loss: f64,
-    scores: Option<Scores>,
     /// Of this epoch, so that each skipped step counts once.
     skipped_in_epoch: (u32, u64),
 }
@@ -65,13 +64,7 @@ struct Checkpoint {
 
 impl Default for Last {
     fn default() -> Self {
-        Self {
-            formed_s: f64::NAN,
-            checkpoint: None,
-            epoch_loss: f64::NAN,
-            scores: None,
-            skipped_in_epoch: (0, 0),
-        }
+        Self { formed_s: f64::NAN, checkpoint: None, epoch_loss: f64::NAN, skipped_in_epoch: (0, 0) }
     }
 }
 
@@ -100,7 +93,6 @@ impl Metrics {
                 self.lost.inc_by(reported.0.saturating_sub(applied.0));
             }
             RunEvent::EpochFinished { train_loss, .. } => last.epoch_loss = *train_loss,
-            RunEvent::Validated { scores, .. } => last.scores = Some(*scores),
             RunEvent::CheckpointCommitted { bytes, elapsed, stall_ms, .. } => {
                 self.checkpoints.get_or_create(&[("result", "committed".into())]).inc();
                 let cost =
@@ -121,6 +113,7 @@ impl Metrics {
             | RunEvent::PretrainedLoaded { .. }
             | RunEvent::EpochStarted { .. }
             | RunEvent::Progress(_)
+            | RunEvent::Validated { .. }
             | RunEvent::EarlyStopped { .. }
             | RunEvent::RunFinished { .. }
             | RunEvent::RunFailed { .. } => {}
@@ -147,7 +140,7 @@ impl Metrics {
         self.show_zeros();
         let mut registry = Registry::with_prefix("musher");
         self.count(&mut registry);
-        self.recall(&mut registry);
+        self.recall(&mut registry, status);
         describe_run(&mut registry, status);
         describe_workers(&mut registry, &status.peers);
         let mut text = String::new();
@@ -191,18 +184,19 @@ impl Metrics {
         );
     }
 
-    fn recall(&self, registry: &mut Registry) {
+    fn recall(&self, registry: &mut Registry, status: &RunStatus) {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         seconds(registry, "form", "The last team's forming, up to its first step", last.formed_s);
         gauge(registry, "epoch_loss", "Mean training loss of the last finished epoch", last.epoch_loss);
-        let of_scores = |figure: fn(&Scores) -> f64| last.scores.as_ref().map_or(f64::NAN, figure);
+        let scores = status.last_scores;
+        let of_scores = |figure: fn(&Scores) -> f64| scores.as_ref().map_or(f64::NAN, figure);
         gauge(registry, "validation_loss", "Of the last validation", of_scores(|scores| scores.loss));
         let accuracy = of_scores(|scores| scores.accuracy);
         gauge(registry, "validation_accuracy", "Of the last validation: pixels, 0..1", accuracy);
         let miou = of_scores(|scores| scores.miou);
         gauge(registry, "validation_miou", "Of the last validation: mean intersection over union", miou);
         let by_class = Gauges::<1>::default();
-        let figures = last.scores.map(|scores| scores.class_iou).unwrap_or_default();
+        let figures = scores.map(|scores| scores.class_iou).unwrap_or_default();
         for (class, figure) in musher_dataset::CLASS_NAMES.into_iter().zip(figures) {
             by_class.get_or_create(&[("class", class.into())]).set(figure.unwrap_or(f64::NAN));
         }
@@ -238,8 +232,20 @@ fn describe_run(registry: &mut Registry, status: &RunStatus) {
     gauge(registry, "epoch", "In hand, from 1; 0 before the first", f64::from(status.epoch().0));
     gauge(registry, "epochs", "The epoch limit", f64::from(status.epochs));
     gauge(registry, "applied_step", "Optimizer steps in the parameters", status.applied().0 as f64);
-    let cursor = status.progress.map_or(0.0, |progress| progress.cursor as f64);
+    let cursor = status.cursor() as f64;
     gauge(registry, "epoch_samples_applied", "Samples of the epoch in hand that are applied", cursor);
+    gauge(
+        registry,
+        "workers_wanted",
+        "Workers that the job asks for; 0: whoever comes",
+        f64::from(status.wanted),
+    );
+    let phases = Gauges::<1>::default();
+    for phase in PHASES {
+        let is_it = f64::from(u8::from(phase == status.phase));
+        phases.get_or_create(&[("phase", phase.replace(' ', "_"))]).set(is_it);
+    }
+    registry.register("phase", "1 for what the run is doing", phases);
     gauge(registry, "epoch_samples", "Training samples of an epoch", status.train_samples as f64);
     let trained = status.progress.filter(|progress| progress.cursor > 0 || progress.images_per_second > 0.0);
     let (loss, rate) = trained.map_or((f64::NAN, f64::NAN), |p| (p.loss, p.images_per_second));
@@ -340,6 +346,7 @@ mod tests {
             doing_for: Duration::ZERO,
             silent: Duration::from_millis(500),
             health: Health::Slow,
+            leaving: false,
         };
         let newcomer = PeerStatus {
             worker: WorkerId("b".into()),
@@ -360,6 +367,8 @@ mod tests {
             eta_s: None,
             monitor: musher_proto::job::Monitor::ValLoss,
             resting: Default::default(),
+            last_scores: None,
+            wanted: 2,
             best: None,
             peers: vec![peer, newcomer],
             last_trouble: None,

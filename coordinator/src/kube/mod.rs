@@ -7,6 +7,7 @@
 pub mod cluster;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 /// The manifests that are filled in. They are in the order in which they are to be made.
 const BASE: [&str; 5] = [
@@ -18,6 +19,8 @@ const BASE: [&str; 5] = [
 ];
 /// Every name in them that belongs to one run begins so.
 const PREFIX: &str = "musher-";
+/// Of the job file, at each pod that reads it or trains by it.
+const JOB_DIGEST: &str = "musher/job-sha256";
 /// Names of things that runs share.
 const TOKENS: &str = "musher-tokens";
 const DATA: &str = "musher-data";
@@ -122,6 +125,9 @@ impl Deployment {
                 let container = &mut document["spec"]["template"]["spec"]["containers"][0];
                 container["envFrom"] = json!([{"secretRef": {"name": secret}}]);
             }
+            // A Job's pods never change: so another job is refused, and not found by the next coordinator alone.
+            let annotations = &mut document["spec"]["template"]["metadata"]["annotations"];
+            annotations[JOB_DIGEST] = hex::encode(Sha256::digest(&self.job)).into();
         }
     }
 

@@ -40,7 +40,7 @@ fn workers_are_replaced_until_the_run_has_finished() {
     let rules = job["podFailurePolicy"]["rules"].as_array().cloned().unwrap_or_default();
     let actions: Vec<_> = rules.iter().map(|rule| rule["action"].as_str().unwrap_or_default()).collect();
     assert_eq!(actions, ["FailJob", "Ignore", "Ignore"]);
-    assert_eq!(rules[0]["onExitCodes"]["values"], json!([2]));
+    assert_eq!(rules[0]["onExitCodes"]["values"], json!([2, 3]), "bad usage, or a run that failed");
     assert_eq!(rules[1]["onPodConditions"][0]["type"], "DisruptionTarget");
     assert_eq!(rules[2]["onExitCodes"]["values"], json!([75, 143]));
     let pod = &job["template"]["spec"];
@@ -82,6 +82,25 @@ fn data_in_an_object_store_needs_no_volume_and_credentials_come_from_a_secret() 
     assert_eq!(pod["volumes"].as_array().map(Vec::len), Some(3), "the others stay");
 }
 
+/// What ends it for good is the run's own word; whatever else happens to it, the next pod goes on.
+#[test]
+fn a_coordinator_that_is_moved_hands_over_and_one_whose_run_failed_is_not_replaced() {
+    let documents = rendered(8, Form::Jobs);
+    let job = &find(&documents, "Job", "pets-coordinator")["spec"];
+    let rules = job["podFailurePolicy"]["rules"].as_array().cloned().unwrap_or_default();
+    assert_eq!(rules[0]["action"], "FailJob");
+    assert_eq!(rules[0]["onExitCodes"]["values"], json!([1, 2]));
+    assert_eq!(rules[1]["onPodConditions"][0]["type"], "DisruptionTarget");
+    assert_eq!(rules[2]["onExitCodes"]["values"], json!([75, 143]));
+    let args = job["template"]["spec"]["containers"][0]["args"].as_array().cloned().unwrap_or_default();
+    assert!(args.contains(&json!("--on-sigterm=hand-over")));
+    let digests = ["pets-coordinator", "pets-workers"].map(|name| {
+        find(&documents, "Job", name)["spec"]["template"]["metadata"]["annotations"][JOB_DIGEST].clone()
+    });
+    assert_eq!(digests[0], digests[1]);
+    assert_eq!(digests[0].as_str().map(str::len), Some(64));
+}
+
 #[test]
 fn probes_need_no_credentials_and_readiness_no_workers() {
     let documents = rendered(0, Form::Jobs);
@@ -89,7 +108,7 @@ fn probes_need_no_credentials_and_readiness_no_workers() {
     let coordinator = &pod["containers"][0];
     assert_eq!(coordinator["livenessProbe"]["httpGet"], json!({"path": "/livez", "port": "probes"}));
     assert_eq!(coordinator["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": "probes"}));
-    assert_eq!(pod["restartPolicy"], "OnFailure");
+    assert_eq!(pod["restartPolicy"], "Never", "a pod failure policy asks for it");
     let claim = &find(&documents, "PersistentVolumeClaim", "pets-run")["spec"];
     assert_eq!(claim["accessModes"], json!(["ReadWriteOncePod"]));
     assert!(
@@ -173,7 +192,13 @@ fn the_overlay_s_job_set_is_what_is_rendered() {
         ..deployment(8, Form::JobSet { queue: Some("gpus".into()) })
     };
     let kept = parse(include_str!("../../../deploy/k8s/overlays/jobset/jobset.yaml"));
-    assert_eq!(kept[..], [find(&parse(&deployment.render()), "JobSet", "musher").clone()]);
+    let mut rendered = find(&parse(&deployment.render()), "JobSet", "musher").clone();
+    // The overlay's job file is whatever is put beside it.
+    for job in rendered["spec"]["replicatedJobs"].as_array_mut().expect("it has two") {
+        let metadata = job["template"]["spec"]["template"]["metadata"].as_object_mut();
+        metadata.expect("pods have labels").remove("annotations").expect("pods tell their job's digest");
+    }
+    assert_eq!(kept[..], [rendered]);
 }
 
 /// What a type does not know is dropped, and would be missed.

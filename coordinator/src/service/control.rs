@@ -49,7 +49,7 @@ impl control_server::Control for Control {
 }
 
 fn reply(status: RunStatus) -> wire::StatusReply {
-    let progress = status.progress;
+    let (progress, cursor) = (status.progress, status.cursor());
     wire::StatusReply {
         epoch: status.epoch().0,
         applied: status.applied().0,
@@ -59,7 +59,7 @@ fn reply(status: RunStatus) -> wire::StatusReply {
         term: status.term.0,
         generation: status.generation.0,
         epochs: status.epochs,
-        cursor: progress.map_or(0, |p| p.cursor),
+        cursor,
         train_samples: status.train_samples,
         loss: progress.map_or(f64::NAN, |p| p.loss),
         images_per_second: progress.map_or(0.0, |p| p.images_per_second),

@@ -52,6 +52,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it may be otherwise in a while, without anybody's doing.
+    pub fn may_pass(&self) -> bool {
+        use musher_store::StoreError::{Other, Unreachable};
+        matches!(self, Self::Remote(Unreachable { .. } | Other { .. }))
+    }
+
     /// Whether an object store answered that something is not there.
     pub(super) fn is_absence(&self) -> bool {
         matches!(self, Self::Remote(musher_store::StoreError::Absent { .. }))

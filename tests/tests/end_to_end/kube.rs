@@ -105,11 +105,36 @@ fn what_pods_would_wait_for_is_said() {
 }
 
 #[test]
+fn what_no_pod_could_do_is_refused() {
+    let told = Told::new();
+    let wrong = [
+        ("cluster.min_workers", "40", "no team would ever form"),
+        ("cluster.max_workers", "1", "cluster.max_workers is 1: raise it"),
+        ("cluster.device", "\"cuda\"", "give --gpus-per-node"),
+        ("checkpoint.store", "\"/mnt/checkpoints\"", "a directory that no pod has"),
+        ("model.pretrained", "\"encoder.pth\"", "a file that no pod has"),
+    ];
+    for (key, value, expected) in wrong {
+        Job::tiny(&told.data).set(key, value).write(&told.scene.path("wrong.toml"));
+        says(&told.refused(2, &["render", "wrong.toml", "--nodes=2", "--gpus-per-node=0"]), &[expected]);
+    }
+}
+
+#[test]
 fn another_template_and_other_owners_are_refused_with_what_to_do() {
     let told = Told::new();
     told.apply(&[]);
     let other = told.refused(2, &["apply", "tiny.toml", "--nodes=3", "--gpus-per-node=0"]);
     says(&other, &["Job tiny-coordinator", "musher kube scale", "musher kube delete"]);
+    // Nor is another job, of which only the next coordinator would read; and nothing has changed.
+    let file = told.scene.path("tiny.toml");
+    let text = std::fs::read_to_string(&file).expect("the job is there");
+    std::fs::write(&file, format!("seed = 45\n{text}")).expect("it can be written");
+    let kept = told.cluster.object("configmaps", "tiny-job");
+    let other = told.refused(2, &[&["apply"], &SIZE[..]].concat());
+    says(&other, &["Job tiny-coordinator", "musher kube delete"]);
+    assert_eq!(told.cluster.object("configmaps", "tiny-job")["data"], kept["data"]);
+    std::fs::write(&file, text).expect("it can be written");
     // One that was scaled is not scaled back by the way.
     told.run(&["scale", "tiny", "--nodes=5"]);
     let conflict = told.refused(2, &[&["apply"], &SIZE[..]].concat());

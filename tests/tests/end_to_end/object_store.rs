@@ -66,16 +66,16 @@ fn what_is_wrong_with_the_store_is_said_before_there_is_a_run() {
     let scene = scene(&server);
     let job = job(&scene).set("train.epochs", 1);
     scene.launch(&job, "done", 1, &[]).wait().expect_code(0);
-    let refused = |job: &Job, name: &str, expected: &str| {
-        let ended = scene.launch(job, name, 1, &[]).wait().expect_code(2);
+    let ends = |code: i32, job: &Job, name: &str, expected: &str| {
+        let ended = scene.launch(job, name, 1, &[]).wait().expect_code(code);
         assert!(ended.end.last_words().contains(expected), "{}", ended.end.stderr);
         assert!(!ended.dir.join("state.json").exists());
     };
-    refused(&job, "again", "holds the checkpoints of a run already: continue that one with --resume");
+    ends(2, &job, "again", "holds the checkpoints of a run already: continue that one with --resume");
     let elsewhere = job.clone().set("checkpoint.store", "\"s3://nowhere/runs\"");
-    refused(&elsewhere, "nowhere", "there is no bucket \"nowhere\"");
+    ends(2, &elsewhere, "nowhere", "there is no bucket \"nowhere\"");
     let secret = job.clone().set("checkpoint.store", "\"s3://key:hush@pets/runs\"");
-    refused(&secret, "secret", "credentials come from the environment");
+    ends(2, &secret, "secret", "credentials come from the environment");
 
     let mut list = scene.musher(&["checkpoints", "list", URL]);
     list.env("AWS_SECRET_ACCESS_KEY", "wrong");

@@ -139,3 +139,32 @@ fn workers_that_were_launched_end_with_a_launcher_that_is_killed() {
     };
     until(|| (!workers.iter().any(runs)).then_some(()), || format!("{workers:?} live on"));
 }
+
+/// As when its pod is moved to another node.
+#[test]
+fn one_that_hands_over_costs_as_little() {
+    let scene = Scene::new();
+    let data = scene.data_of(TRAIN, VAL);
+    let job = job(&data).endless();
+    let run = scene.serve(&job, "moved", &["--on-sigterm", "hand-over"]);
+    let workers = ["ox", "mule"].map(|name| scene.join(&run, name, &[]));
+    let mut run = run;
+    run.wait_for_mid_epoch();
+    run.signal(Signal::TERM);
+    let before = run.wait().expect_code(75);
+    assert!(before.all("run_finished").is_empty(), "the run goes on");
+    let mut run = scene.serve(&job, "moved", &["--resume", "--on-sigterm", "hand-over"]);
+    let continued = run.wait_for_nth("generation_continued", 1);
+    assert_eq!(continued.number("world_size"), 2);
+    // Where the workers are told to leave too, nobody is left to hand over to.
+    run.signal(Signal::TERM);
+    for worker in &workers {
+        worker.signal(Signal::TERM);
+    }
+    let ended = run.wait().expect_code(75);
+    assert_eq!(ended.one("run_finished").text("status"), "stopped");
+    assert!(!ended.all("checkpoint_committed").is_empty());
+    for worker in workers {
+        worker.wait().expect_code(75);
+    }
+}

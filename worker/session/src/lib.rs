@@ -267,7 +267,7 @@ impl Session {
                 }),
             };
         };
-        if (&first.run_id, &first.job_json) != (&welcome.run_id, &welcome.job_json) {
+        if first.run_id != welcome.run_id || !is_same_work(&first.job_json, &welcome.job_json) {
             let reason = "the coordinator came back with another run or job, for which this worker must be started again";
             return self.leave(Exit::Failed { reason: reason.into() });
         }
@@ -411,6 +411,12 @@ impl Session {
     fn send(&self, generation: Generation, body: FromWorker) -> Output {
         Output::Send(Fenced { term: self.term, generation, body })
     }
+}
+
+/// Whether a worker does the same by both jobs. What only the coordinator goes by may differ.
+fn is_same_work(then: &str, now: &str) -> bool {
+    let of_workers = |json: &str| JobConfig::from_json(json).map(|job| job.of_workers());
+    then == now || matches!((of_workers(then), of_workers(now)), (Ok(then), Ok(now)) if then == now)
 }
 
 #[cfg(test)]
@@ -566,6 +572,37 @@ mod tests {
         assert!(session.handle(prepared()).is_empty());
         session.handle(Input::Connected);
         assert_eq!(rejoined(&session.handle(received(4, 0, welcome()))), Some((4, None)));
+    }
+
+    /// A coordinator is started again with what it listens at, keeps or stops by changed; workers do not care.
+    #[test]
+    fn it_goes_on_with_a_job_that_differs_for_the_coordinator_alone() {
+        let returns = |change: fn(&mut JobConfig)| {
+            let mut session = joined();
+            session.handle(lost());
+            session.handle(Input::Connected);
+            let mut job = JobConfig::default();
+            change(&mut job);
+            let welcome = Welcome { job_json: serde_json::to_string(&job).unwrap(), ..first_welcome() };
+            session.handle(received(4, 0, ToWorker::Welcome(welcome)))
+        };
+        let changes: [fn(&mut JobConfig); 4] = [
+            |job| job.checkpoint.keep = 9,
+            |job| job.server.grpc.set_port(1),
+            |job| job.early_stopping.patience = 50,
+            |job| job.cluster.workers = 7,
+        ];
+        for change in changes {
+            assert_eq!(rejoined(&returns(change)), Some((4, None)));
+        }
+        let changes: [fn(&mut JobConfig); 3] = [
+            |job| job.train.learning_rate = 0.5,
+            |job| job.seed = 1,
+            |job| job.cluster.step_timeout_s = 99.0,
+        ];
+        for change in changes {
+            assert!(matches!(returns(change).last(), Some(Output::Exit(Exit::Failed { .. }))));
+        }
     }
 
     #[test]

@@ -136,13 +136,18 @@ impl Apply {
         let effect = if self.dry_run { Effect::Tried } else { Effect::Real };
         runtime()?.block_on(async {
             let cluster = self.cluster.open().await?;
-            for mut document in deployment.documents() {
+            let mut documents = deployment.documents();
+            for document in documents.iter_mut().filter(|document| document["kind"] == "JobSet") {
                 // Once it is there, its queue alone says whether it runs.
-                if document["kind"] == "JobSet"
-                    && let Some(suspended) = cluster.is_suspended(&deployment.name).await.map_err(failed)?
-                {
+                if let Some(suspended) = cluster.is_suspended(&deployment.name).await.map_err(failed)? {
                     document["spec"]["suspend"] = suspended.into();
                 }
+            }
+            // All of it or nothing: what is refused later must not have changed the job file.
+            for document in &documents {
+                cluster.apply(document, conflicts, Effect::Tried).await.map_err(failed)?;
+            }
+            for document in documents {
                 cluster.apply(&document, conflicts, effect).await.map_err(failed)?;
                 let tried = if self.dry_run { " (tried, and not kept)" } else { "" };
                 let (kind, name) = (&document["kind"], &document["metadata"]["name"]);

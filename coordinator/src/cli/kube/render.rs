@@ -1,7 +1,7 @@
 //! `musher kube render`, and the flags that say what a job's manifests are.
 
 use clap::Args;
-use musher_proto::job;
+use musher_proto::job::{self, JobConfig};
 
 use crate::{
     cli::{Exit, Failure, run, usage},
@@ -63,6 +63,7 @@ impl Manifests {
     pub(super) fn deployment(self) -> Result<Deployment, Failure> {
         let text = run::read_job(&self.job)?;
         let job = job::load(&text, &self.job.display().to_string(), &[]).map_err(usage)?;
+        fits(&job, self.nodes, self.gpus_per_node)?;
         let name = match self.name {
             Some(name) => name,
             None => label(&job.name)
@@ -94,6 +95,56 @@ impl Manifests {
             form,
         })
     }
+}
+
+/// What runs on one machine need not run in pods.
+fn fits(job: &JobConfig, nodes: u32, gpus_per_node: u32) -> Result<(), Failure> {
+    let refuse = |why: String| Err(usage(anyhow::anyhow!(why)));
+    let workers = nodes * gpus_per_node.max(1);
+    if job.cluster.min_workers > workers {
+        let min = job.cluster.min_workers;
+        return refuse(format!(
+            "cluster.min_workers is {min}, and {nodes} nodes are {workers} workers: no team would ever form; give more \
+             --nodes"
+        ));
+    }
+    if workers > job.cluster.max_workers {
+        let max = job.cluster.max_workers;
+        return refuse(format!(
+            "{nodes} nodes are {workers} workers, and cluster.max_workers is {max}: raise it"
+        ));
+    }
+    if gpus_per_node == 0 && job.cluster.device == job::Device::Cuda {
+        return refuse("cluster.device is \"cuda\", and pods get no GPUs: give --gpus-per-node".into());
+    }
+    if job.checkpoint.store_path().is_some() {
+        let store = &job.checkpoint.store;
+        return refuse(format!(
+            "checkpoint.store is {store}, a directory that no pod has: leave it out for the run's claim, or name an object \
+             store"
+        ));
+    }
+    if !job.server.tls_cert.is_empty() {
+        return refuse(
+            "server.tls_cert is a file that no pod has: leave it out, and see deploy/k8s/components/tls"
+                .into(),
+        );
+    }
+    let pretrained = &job.model.pretrained;
+    if !pretrained.is_empty() && !pretrained.contains(':') && !pretrained.starts_with("/data/") {
+        return refuse(format!(
+            "model.pretrained is {pretrained}, a file that no pod has: put it beside the data set, which is at /data, or \
+             name a URL or torchvision:resnet50"
+        ));
+    }
+    if workers > job.train.global_batch {
+        let batch = job.train.global_batch;
+        eprintln!(
+            "musher: {workers} workers share a global batch of {batch}: {} have nothing to do; raise train.global_batch",
+            workers - batch
+        );
+    }
+    Ok(())
 }
 
 /// Of a DNS label, with room for what is added to it.

@@ -80,6 +80,31 @@ fn it_waits_for_a_heartbeat_timeout_before_it_goes_on_without_some() {
     sim.run();
 }
 
+/// The job may have been written for more workers than there were at the end; those that come bear other names.
+#[test]
+fn as_many_as_there_were_are_waited_for() {
+    let mut wanting = job();
+    wanting.cluster.workers = 4;
+    wanting.cluster.start_timeout_s = 300.0;
+    let mut sim = Sim::new(wanting);
+    for name in ["a", "b", "c", "d"] {
+        sim.join(name);
+    }
+    sim.until_event(|event| matches!(event, RunEvent::EpochFinished { epoch: Epoch(1), .. }));
+    let seen = sim.events.len();
+    sim.kill(sim.session_of("c").unwrap());
+    sim.kill(sim.session_of("d").unwrap());
+    sim.until(|sim| formed(sim, seen).iter().any(|(world, _)| *world == 2));
+    sim.restart();
+    sim.away.clear();
+    let (seen, began) = (sim.events.len(), sim.now);
+    sim.connect("e");
+    sim.connect("f");
+    sim.until(|sim| !formed(sim, seen).is_empty());
+    assert_eq!(formed(&sim, seen)[0].0, 2);
+    assert!(sim.now - began < 30 * SECOND, "{:?}", sim.now - began);
+}
+
 #[test]
 fn when_none_come_back_it_starts_from_the_checkpoint() {
     let mut sim = two_workers();
