@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{Exit, Failure, JobArgs, access, local, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
-    core::{Event, Origin, Outcome, Status},
+    core::{ENDED, Event, Origin, Outcome, Status},
     http::{self, Guard, Site},
     outlook::{Samples, outlook},
     run_dir::{self, Opening, RunDir, RunDirError},
@@ -295,7 +295,12 @@ async fn forward_signals(handle: Handle, on_sigterm: OnSigterm, min_workers: usi
             _ = terminate.recv() => 143,
             _ = interrupt.recv() => 130,
             () = look(handing_over.is_some()) => {
-                if are_leaving(&handle, min_workers).await {
+                let Some(status) = handle.status().await.filter(|status| status.phase != ENDED) else {
+                    handing_over = None; // it is over, and ends by itself
+                    continue;
+                };
+                // Too few to train on: nobody is left to hand over to.
+                if status.peers.iter().filter(|peer| !peer.leaving).count() < min_workers {
                     handing_over = None;
                     info!("the workers leave, too: the run is saved and ends");
                     handle.tell(Event::StopRequested).await;
@@ -323,12 +328,6 @@ async fn forward_signals(handle: Handle, on_sigterm: OnSigterm, min_workers: usi
 
 async fn look(at_all: bool) {
     if at_all { time::sleep(LOOK).await } else { std::future::pending().await }
-}
-
-/// Whether those who do not want to leave are too few to train on.
-async fn are_leaving(handle: &Handle, min_workers: usize) -> bool {
-    let Some(status) = handle.status().await else { return false };
-    status.peers.iter().filter(|peer| !peer.leaving).count() < min_workers
 }
 
 /// The contract's line of JSON on stdout.

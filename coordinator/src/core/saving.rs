@@ -151,11 +151,13 @@ impl Core {
         }
     }
 
-    /// The checkpoint that the part is for, if it still waits for parts.
+    /// The checkpoint that the part is for, if it still waits for one of this worker's: nobody else has a say in it.
     fn open_for(&mut self, header: &PartHeader) -> Option<&mut OpenCheckpoint> {
-        self.checkpoint
-            .as_mut()
-            .filter(|open| !open.committing && *open.id() == header.checkpoint && !open.is_outdated(header))
+        let waits = |open: &&mut OpenCheckpoint| {
+            let is_it = *open.id() == header.checkpoint && !open.is_outdated(header);
+            is_it && !open.committing && open.awaits(&header.worker)
+        };
+        self.checkpoint.as_mut().filter(waits)
     }
 
     pub(super) fn committed(

@@ -12,7 +12,9 @@ use musher_proto::{
 use super::{Core, Phase, early_stopping::Best, effects::Time, peers::Peer, reasons::what_it_does};
 
 /// What a run may be doing.
-pub const PHASES: [&str; 6] = ["waiting for workers", "forming", "training", "validating", "saving", "ended"];
+pub const PHASES: [&str; 6] = ["waiting for workers", "forming", "training", "validating", "saving", ENDED];
+/// Workers that come are told how.
+pub const ENDED: &str = "ended";
 
 #[derive(Clone, Debug)]
 pub struct RunStatus {

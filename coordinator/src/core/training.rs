@@ -156,15 +156,18 @@ impl Core {
         if progress.phase == WorkerPhase::Syncing {
             self.connected(session, now, out);
         }
-        let Phase::Training { team, .. } = &self.phase else { return };
+        let Phase::Training { team, train, .. } = &self.phase else { return };
+        let in_hand = train.epoch;
         let speaks_for_the_team = team.rank_of(session) == Some(Rank(0));
         if !speaks_for_the_team || progress.phase != WorkerPhase::Training {
             return;
         }
         let (generation, samples) = (team.generation, self.train_samples());
         self.advanced_to(progress.applied);
-        if progress.loss.is_nan() && progress.images_per_second == 0.0 {
-            return; // it has taken no step yet
+        let is_of_before = progress.epoch != in_hand;
+        let has_no_step = progress.loss.is_nan() && progress.images_per_second == 0.0;
+        if is_of_before || has_no_step {
+            return; // nothing that one wants to hear
         }
         if progress.steps_skipped > skipped_before {
             out.push(Action::Emit(RunEvent::StepSkipped {

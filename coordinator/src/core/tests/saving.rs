@@ -59,6 +59,12 @@ fn a_part_with_another_label_abandons_the_checkpoint_and_training_goes_on() {
         length: 20,
         stall_ms: 0.0,
     };
+    // Of one from whom nothing is awaited, it is nobody's business.
+    let of_a_stranger = PartHeader { worker: "c".into(), ..header.clone() };
+    let told = sim.events.len();
+    sim.tell(Event::PartStored { header: of_a_stranger.clone() });
+    sim.tell(Event::PartFailed { header: of_a_stranger, reason: "no space left".into() });
+    assert_eq!(sim.events.len(), told);
     sim.tell(Event::PartStored { header });
     assert!(
         matches!(sim.events.last(), Some(RunEvent::CheckpointFailed { reason, .. }) if reason.contains("after step 4"))
