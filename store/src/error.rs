@@ -40,8 +40,21 @@ pub enum StoreError {
     Absent { url: String },
     #[error("{url} is not what it was: another process has written it")]
     Condition { url: String },
+    #[error("cannot {action} {url}: the server answers {cause}")]
+    Answered { action: &'static str, url: String, status: u16, cause: String },
     #[error("cannot {action} {url}: {cause}")]
     Other { action: &'static str, url: String, cause: String },
+}
+
+impl StoreError {
+    /// Whether it may be otherwise in a while, without anybody's doing.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Answered { status, .. } => matches!(status, 408 | 429 | 500..),
+            _ => false,
+        }
+    }
 }
 
 /// The sentence for `error`, which came of what was done with `key`.
@@ -68,7 +81,7 @@ pub(crate) fn tell(address: &Address, action: &'static str, key: &str, error: &E
         _ if is_unreachable(error) => {
             StoreError::Unreachable { action, url, cause, variables: endpoint(address.provider) }
         }
-        (_, Some(_)) => StoreError::Other { action, url, cause: format!("the server answers {cause}") },
+        (_, Some(status)) => StoreError::Answered { action, url, status, cause },
         (_, None) => StoreError::Other { action, url, cause },
     }
 }
@@ -186,6 +199,22 @@ mod tests {
                 told.contains("no usable credentials were found") && told.contains("set GOOGLE_"),
                 "{told}"
             );
+        }
+    }
+
+    /// A scheduler tries again what may pass, and nothing else.
+    #[test]
+    fn what_a_server_is_at_fault_for_may_pass() {
+        let answers = |status: &str| {
+            let source = format!("Server returned non-2xx status code: {status}: ").into();
+            let error = Error::Generic { store: "a store", source };
+            tell(&Address::parse("s3://pets/a").unwrap(), "list", "", &error).may_pass()
+        };
+        for status in ["500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"] {
+            assert!(answers(status), "{status}");
+        }
+        for status in ["400 Bad Request", "403 Forbidden", "404 Not Found"] {
+            assert!(!answers(status), "{status}");
         }
     }
 

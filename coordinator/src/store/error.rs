@@ -54,8 +54,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether it may be otherwise in a while, without anybody's doing.
     pub fn may_pass(&self) -> bool {
-        use musher_store::StoreError::{Other, Unreachable};
-        matches!(self, Self::Remote(Unreachable { .. } | Other { .. }))
+        matches!(self, Self::Remote(error) if error.may_pass())
     }
 
     /// Whether an object store answered that something is not there.
