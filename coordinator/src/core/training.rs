@@ -164,11 +164,6 @@ impl Core {
         }
         let (generation, samples) = (team.generation, self.train_samples());
         self.advanced_to(progress.applied);
-        let is_of_before = progress.epoch != in_hand;
-        let has_no_step = progress.loss.is_nan() && progress.images_per_second == 0.0;
-        if is_of_before || has_no_step {
-            return; // nothing that one wants to hear
-        }
         if progress.steps_skipped > skipped_before {
             out.push(Action::Emit(RunEvent::StepSkipped {
                 generation,
@@ -176,6 +171,11 @@ impl Core {
                 step: progress.applied,
                 in_epoch: progress.steps_skipped,
             }));
+        }
+        let is_of_before = progress.epoch != in_hand;
+        let has_no_step = progress.loss.is_nan() && progress.images_per_second == 0.0;
+        if is_of_before || has_no_step {
+            return; // nothing that one wants to hear
         }
         out.push(Action::Emit(RunEvent::Progress(ProgressReport {
             generation,

@@ -2,10 +2,12 @@
 
 use musher_proto::{
     ids::{Epoch, Generation, Step},
-    message::{EpochTotals, FromWorker, ReplicaLabel, SegmentFinished, Validated},
+    message::{
+        EpochTotals, FromWorker, Phase as WorkerPhase, Progress, ReplicaLabel, SegmentFinished, Validated,
+    },
 };
 
-use super::sim::{Sim, job};
+use super::sim::{Sim, heartbeat, job};
 use crate::core::{Action, RunEvent, Status, Stopped};
 
 fn sim_of(workers: u32, job: musher_proto::job::JobConfig) -> Sim {
@@ -41,6 +43,29 @@ fn one_to_four_workers_train_to_the_epoch_limit() {
             sim.actions.iter().filter(|action| matches!(action, Action::WriteSamples { .. })).count();
         assert_eq!(pictures, 3);
     }
+}
+
+/// A step that was skipped may have no loss to tell of, or be told of late, when its epoch is over.
+#[test]
+fn a_skipped_step_is_told_where_no_progress_is() {
+    let mut sim = sim_of(1, job());
+    sim.until_event(|event| matches!(event, RunEvent::EpochStarted { epoch: Epoch(2), .. }));
+    let (session, generation) = (sim.session_of("a").unwrap(), sim.live_generation());
+    let told = sim.events.len();
+    for (epoch, steps_skipped) in [(1, 1), (2, 1)] {
+        let (phase, epoch) = (WorkerPhase::Training, Epoch(epoch));
+        let report = Progress { phase, epoch, steps_skipped, ..heartbeat() };
+        sim.say(session, generation, FromWorker::Progress(report));
+    }
+    let skipped: Vec<_> = sim.events[told..]
+        .iter()
+        .filter_map(|event| match event {
+            RunEvent::StepSkipped { epoch, in_epoch, .. } => Some((epoch.0, *in_epoch)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(skipped, [(1, 1), (2, 1)]);
+    assert!(!sim.events[told..].iter().any(|event| matches!(event, RunEvent::Progress(_))));
 }
 
 fn name(event: &RunEvent) -> String {
