@@ -13,7 +13,7 @@ mod schedule;
 mod schema;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -255,28 +255,6 @@ pub enum Monitor {
     ValMiou,
 }
 
-impl JobConfig {
-    /// Without what only a coordinator goes by: where it listens, what it tells, what it keeps, when it stops.
-    pub fn of_workers(&self) -> Self {
-        let cluster = Cluster {
-            workers: 0,
-            min_workers: 1,
-            max_workers: Cluster::default().max_workers,
-            start_timeout_s: Cluster::default().start_timeout_s,
-            regroup_window_s: Cluster::default().regroup_window_s,
-            ..self.cluster.clone()
-        };
-        Self {
-            cluster,
-            server: Server::default(),
-            telemetry: Telemetry::default(),
-            checkpoint: Checkpoint::default(),
-            early_stopping: EarlyStopping::default(),
-            ..self.clone()
-        }
-    }
-}
-
 impl Monitor {
     /// As a job file has it, and as events name the figure.
     pub fn as_str(self) -> &'static str {
@@ -388,6 +366,26 @@ impl JobConfig {
         Ok(job)
     }
 
+    /// Without what only a coordinator goes by: where it listens, what it tells, what it keeps, when it stops.
+    pub fn of_workers(&self) -> Self {
+        let cluster = Cluster {
+            workers: 0,
+            min_workers: 1,
+            max_workers: Cluster::default().max_workers,
+            start_timeout_s: Cluster::default().start_timeout_s,
+            regroup_window_s: Cluster::default().regroup_window_s,
+            ..self.cluster.clone()
+        };
+        Self {
+            cluster,
+            server: Server::default(),
+            telemetry: Telemetry::default(),
+            checkpoint: Checkpoint::default(),
+            early_stopping: EarlyStopping::default(),
+            ..self.clone()
+        }
+    }
+
     /// The encoder that is built. Tells by the pretrained weights' name alone, so that all sides agree
     /// without the file; whoever reads it refuses what contradicts.
     pub fn encoder(&self) -> EncoderVariant {
@@ -455,6 +453,14 @@ impl Data {
     /// Whether `root` is in an object store.
     pub fn is_remote(&self) -> bool {
         check::is_object_store(&self.root)
+    }
+}
+
+impl Model {
+    /// `pretrained`, if it is a file's name: known names and URLs have a colon.
+    pub fn pretrained_file(&self) -> Option<&Path> {
+        let is_file = !self.pretrained.is_empty() && !self.pretrained.contains(':');
+        is_file.then(|| Path::new(&self.pretrained))
     }
 }
 

@@ -15,4 +15,4 @@ pub use issue::{Authority, IssueError, Issued, Leaf, Validity, write};
 pub use role::Role;
 pub use server::{TlsError, TlsFiles, TlsServer, Unwelcome};
 pub use token::{Token, TokenError};
-pub use waiting::{WaitingPlace, WaitingRoom};
+pub use waiting::{Known, WaitingPlace, WaitingRoom};

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -45,6 +48,21 @@ pub struct WaitingPlace {
     number: u64,
     lost: oneshot::Receiver<()>,
     is_lost: bool,
+}
+
+/// Of one connection: whether a request of it was let through, after which nobody puts it out. Clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Known(Arc<AtomicBool>);
+
+impl Known {
+    /// A request of it was let through.
+    pub fn is_welcome(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl WaitingRoom {

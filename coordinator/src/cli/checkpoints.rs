@@ -128,10 +128,7 @@ impl Verify {
             manifests.retain(|manifest| manifest.id.as_str() == id);
             skipped.retain(|skipped| skipped.id.as_str() == id);
             if manifests.is_empty() && skipped.is_empty() {
-                return Err(usage(anyhow!(
-                    "there is no checkpoint {id} in {}; `musher checkpoints list` shows them",
-                    store.name()
-                )));
+                return Err(unknown(id, &store));
             }
         }
         let mut damaged = skipped.len();
@@ -141,7 +138,7 @@ impl Verify {
         for manifest in manifests {
             let damages = store.damages(&manifest);
             if damages.is_empty() {
-                println!("{}  ok       {}", manifest.id, ByteSize::b(manifest.bytes()).display().si());
+                println!("{}  ok       {}", manifest.id, size(&manifest));
             }
             damaged += usize::from(!damages.is_empty());
             for damage in damages {
@@ -185,12 +182,10 @@ impl Export {
             }
             id => CheckpointId(id.to_owned()),
         };
-        let manifest = manifests.iter().find(|manifest| manifest.id == id).ok_or_else(|| {
-            usage(anyhow!(
-                "there is no checkpoint {id} in {}; `musher checkpoints list` shows them",
-                store.name()
-            ))
-        })?;
+        let manifest = manifests
+            .iter()
+            .find(|manifest| manifest.id == id)
+            .ok_or_else(|| unknown(id.as_str(), &store))?;
         if !has_weights(manifest) {
             let others: Vec<_> =
                 manifests.iter().filter(|it| has_weights(it)).map(|it| it.id.as_str()).collect();
@@ -206,6 +201,16 @@ impl Export {
         println!("{}: the weights of {id}, after epoch {}", self.file.display(), manifest.epoch);
         Ok(Exit::Finished)
     }
+}
+
+fn unknown(id: &str, store: &CheckpointStore) -> Failure {
+    let place = store.name();
+    usage(anyhow!("there is no checkpoint {id} in {place}; `musher checkpoints list` shows them"))
+}
+
+/// As the log of a run has it.
+fn size(manifest: &Manifest) -> String {
+    ByteSize::b(manifest.bytes()).display().si().to_string()
 }
 
 fn copy(store: &CheckpointStore, id: &CheckpointId, to: &Path) -> anyhow::Result<()> {
@@ -251,7 +256,7 @@ fn as_text(Listing { manifests, skipped }: &Listing) -> String {
     let mut text =
         format!("{:width$}  {:>5}  {:>8}  {:>10}  {:>5}\n", "CHECKPOINT", "EPOCH", "STEP", "SIZE", "PARTS");
     for manifest in manifests {
-        let size = ByteSize::b(manifest.bytes()).display().si().to_string();
+        let size = size(manifest);
         let (epoch, step, parts) = (manifest.epoch.0, manifest.applied.0, manifest.parts.len());
         let notes = match (Some(&manifest.id) == best, has_weights(manifest)) {
             (true, _) => "  best",

@@ -15,6 +15,9 @@ use musher_proto::job;
 use super::{Exit, Failure, local, usage};
 use crate::fetch::{self, Mirror, Progress};
 
+/// What to do instead of naming a store.
+const TO_A_STORE: &str = "`musher data pack` copies a data set into an object store";
+
 #[derive(Debug, Subcommand)]
 pub enum Data {
     /// Download and unpack the Oxford-IIIT Pet data set: 0.8 GB, CC BY-SA 4.0
@@ -93,7 +96,7 @@ impl Data {
 
 impl Fetch {
     fn run(self) -> Result<Exit, Failure> {
-        local("DIR", &self.dir, "`musher data pack` copies a data set into an object store")?;
+        local("DIR", &self.dir, TO_A_STORE)?;
         let bar = ProgressBar::new(0);
         bar.set_style(
             ProgressStyle::with_template(
@@ -169,7 +172,7 @@ impl Synth {
     fn run(self) -> Result<Exit, Failure> {
         let options =
             SynthOptions { train: self.train, val: self.val, seed: self.seed, ..SynthOptions::default() };
-        local("DIR", &self.dir, "`musher data pack` copies a data set into an object store")?;
+        local("DIR", &self.dir, TO_A_STORE)?;
         synth::draw(&self.dir, &options).map_err(usage)?;
         println!(
             "drew {} training and {} validation samples in {}",

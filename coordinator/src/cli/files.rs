@@ -13,28 +13,30 @@ const CONNECTIONS: u64 = 256;
 const CONNECTIONS_PER_WORKER: u64 = 3;
 /// Besides all connections: the run's files, checkpoints on their way, an object store.
 const OTHERS: u64 = 256;
+/// What the page, the probes and the run itself may open.
+const RESERVED: u64 = 2 * http::CONNECTIONS as u64 + OTHERS;
 
 /// So many connections that neither they nor the page's can use the files up that the run itself needs. The limit is
 /// raised as far as the system allows it and `job` may need it.
 pub(super) fn allow_for(job: &JobConfig) -> Connections {
     let workers = u64::from(job.cluster.max_workers);
-    let connections = CONNECTIONS + CONNECTIONS_PER_WORKER * workers;
-    let needed = connections + RESERVED;
     let limit = getrlimit(Resource::Nofile);
-    let wanted = raised(limit, needed);
+    let wanted = raised(limit, most(workers) + RESERVED);
     let allowed = match setrlimit(Resource::Nofile, wanted) {
         Ok(()) => wanted.current,
         Err(_) => limit.current,
     };
-    share(workers, connections, allowed)
+    share(workers, allowed)
 }
 
-/// What the page, the probes and the run itself may open.
-const RESERVED: u64 = 2 * http::CONNECTIONS as u64 + OTHERS;
+/// Connections that so many workers and everybody else may want.
+fn most(workers: u64) -> u64 {
+    CONNECTIONS + CONNECTIONS_PER_WORKER * workers
+}
 
-fn share(workers: u64, connections: u64, allowed: Option<u64>) -> Connections {
-    let left = allowed.map_or(connections, |allowed| allowed.saturating_sub(RESERVED).max(allowed / 4));
-    let all = connections.min(left);
+fn share(workers: u64, allowed: Option<u64>) -> Connections {
+    let left = allowed.map_or(u64::MAX, |allowed| allowed.saturating_sub(RESERVED).max(allowed / 4));
+    let all = most(workers).min(left);
     let strangers = (CONNECTIONS + workers).min(all / 2);
     Connections { all: all as usize, strangers: strangers as usize }
 }
@@ -68,7 +70,7 @@ mod tests {
     #[test]
     fn connections_leave_the_run_its_files() {
         let share = |workers, allowed| {
-            let Connections { all, strangers } = share(workers, CONNECTIONS + 3 * workers, allowed);
+            let Connections { all, strangers } = share(workers, allowed);
             (all as u64, strangers as u64)
         };
         assert_eq!(share(1024, None), (3328, 1280));

@@ -1,6 +1,6 @@
 //! `musher launch`: the coordinator and its workers on this machine.
 
-use std::{num::NonZeroUsize, path::Path};
+use std::num::NonZeroUsize;
 
 use anyhow::anyhow;
 use clap::Args;
@@ -67,12 +67,12 @@ impl Launch {
         let program = workers::find_program().map_err(usage)?;
         // The workers read this very directory: what is wrong with it is found before there is a run.
         run::open_data(&job).map_err(usage)?;
-        let pretrained = job.model.pretrained.as_str();
-        // Other names, and URLs, have a colon. A run that goes on needs none.
+        // A run that goes on needs none.
         let begins = !self.job.resume && !self.job.resume_or_start;
-        if begins && !pretrained.is_empty() && !pretrained.contains(':') && !Path::new(pretrained).is_file() {
+        if let Some(file) = job.model.pretrained_file().filter(|file| begins && !file.is_file()) {
             return Err(usage(anyhow!(
-                "there is no file {pretrained}, which `model.pretrained` names: use a file, a URL or torchvision:resnet50"
+                "there is no file {}, which `model.pretrained` names: use a file, a URL or torchvision:resnet50",
+                file.display()
             )));
         }
         runtime()?.block_on(async {

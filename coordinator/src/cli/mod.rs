@@ -145,10 +145,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// What is to be a directory of this machine. A URL would make one of an odd name, and look as if it were elsewhere.
-fn local<'a>(what: &str, dir: &'a Path, instead: &str) -> Result<&'a Path, Failure> {
+fn local(what: &str, dir: &Path, instead: &str) -> Result<(), Failure> {
     match dir.to_string_lossy().contains("://") {
         true => Err(usage(anyhow!("{what} {} is a URL, and must be a directory: {instead}", dir.display()))),
-        false => Ok(dir),
+        false => Ok(()),
     }
 }
 

@@ -108,11 +108,10 @@ impl Drain {
 
 fn refused(status: tonic::Status) -> anyhow::Error {
     let fault = printable(&fault(&status));
-    let is = |signs: &[&str]| signs.iter().any(|sign| fault.contains(sign));
-    if is(&["CertificateRequired"]) {
+    if fault.contains("CertificateRequired") {
         return anyhow!("the run asks for a certificate: give --tls-cert and --tls-key");
     }
-    match is(&["connection closed", "broken pipe", "h2 protocol error"]) {
+    match ["connection closed", "broken pipe", "h2 protocol error"].iter().any(|sign| fault.contains(sign)) {
         true => anyhow!(
             "the connection was closed ({fault}): is that the page's address, or does the run ask for TLS (--tls-ca)? \
              The coordinator's address is the `address` in `run_started` (server.grpc)"

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{Exit, Failure, JobArgs, access, local, usage};
 use crate::{
     announce::{Addresses, Announcer, status_name, stopped_name},
-    core::{ENDED, Event, Origin, Outcome, Status},
+    core::{Event, Origin, Outcome, RunPhase, Status},
     http::{self, Guard, Site},
     outlook::{Samples, outlook},
     run_dir::{self, Opening, RunDir, RunDirError},
@@ -289,45 +289,36 @@ async fn forward_signals(handle: Handle, on_sigterm: OnSigterm, min_workers: usi
     else {
         return warn!("signals can't be handled here: SIGTERM will end the run without a checkpoint");
     };
-    let (mut handing_over, mut received) = (None, 0);
-    loop {
-        let code = tokio::select! {
-            _ = terminate.recv() => 143,
-            _ = interrupt.recv() => 130,
-            () = look(handing_over.is_some()) => {
-                let Some(status) = handle.status().await.filter(|status| status.phase != ENDED) else {
-                    handing_over = None; // it is over, and ends by itself
-                    continue;
-                };
-                // Too few to train on: nobody is left to hand over to.
-                if status.peers.iter().filter(|peer| !peer.leaving).count() < min_workers {
-                    handing_over = None;
-                    info!("the workers leave, too: the run is saved and ends");
-                    handle.tell(Event::StopRequested).await;
-                } else if handing_over.is_some_and(|since: Instant| since.elapsed() >= HAND_OVER) {
-                    // What counts is on disk at any moment: that is how a killed coordinator costs nothing.
-                    std::process::exit(75);
-                }
-                continue;
-            }
-        };
-        received += 1;
-        if received > 1 {
-            std::process::exit(code);
+    let mut signal = async || tokio::select! { _ = terminate.recv() => 143, _ = interrupt.recv() => 130 };
+    if signal().await == 143 && on_sigterm == OnSigterm::HandOver {
+        let seconds = HAND_OVER.as_secs();
+        info!(seconds, "the run is left to the next coordinator; a second signal ends this one at once");
+        tokio::select! {
+            code = signal() => std::process::exit(code),
+            () = hand_over(&handle, min_workers) => {}
         }
-        if code == 143 && on_sigterm == OnSigterm::HandOver {
-            let seconds = HAND_OVER.as_secs();
-            info!(seconds, "the run is left to the next coordinator; a second signal ends this one at once");
-            handing_over = Some(Instant::now());
-            continue;
-        }
-        info!("stopping after the step in flight; a second signal ends the run at once");
-        handle.tell(Event::StopRequested).await;
     }
+    info!("stopping after the step in flight; a second signal ends the run at once");
+    handle.tell(Event::StopRequested).await;
+    std::process::exit(signal().await);
 }
 
-async fn look(at_all: bool) {
-    if at_all { time::sleep(LOOK).await } else { std::future::pending().await }
+/// Ends the process when it is time, and returns if nobody is left to hand over to.
+async fn hand_over(handle: &Handle, min_workers: usize) {
+    let until = Instant::now() + HAND_OVER;
+    loop {
+        let Some(status) = handle.status().await.filter(|status| status.phase != RunPhase::Ended) else {
+            return std::future::pending().await; // it ends by itself
+        };
+        if status.peers.iter().filter(|peer| !peer.leaving).count() < min_workers {
+            return info!("the workers leave, too");
+        }
+        if Instant::now() >= until {
+            // What counts is on disk at any moment: that is how a killed coordinator costs nothing.
+            std::process::exit(75);
+        }
+        time::sleep(LOOK).await;
+    }
 }
 
 /// The contract's line of JSON on stdout.

@@ -54,7 +54,7 @@ use peers::{Peer, Peers, Suspect};
 use reasons::Wait;
 pub use reasons::{AbortCause, Departure};
 use roster::{Replies, Team};
-pub use status::{ENDED, Health, PHASES, PeerStatus, RunStatus};
+pub use status::{Health, PeerStatus, RunPhase, RunStatus};
 use watch::Watch;
 
 /// What a coordinator starts from.

@@ -11,16 +11,22 @@ use musher_proto::{
 
 use super::{Core, Phase, early_stopping::Best, effects::Time, peers::Peer, reasons::what_it_does};
 
-/// What a run may be doing.
-pub const PHASES: [&str; 6] = ["waiting for workers", "forming", "training", "validating", "saving", ENDED];
-/// Workers that come are told how.
-pub const ENDED: &str = "ended";
+/// What the run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunPhase {
+    Waiting,
+    Forming,
+    Training,
+    Validating,
+    Saving,
+    /// Workers that come are told how.
+    Ended,
+}
 
 #[derive(Clone, Debug)]
 pub struct RunStatus {
     pub run: String,
-    /// One of [`PHASES`].
-    pub phase: &'static str,
+    pub phase: RunPhase,
     /// Workers that the job asks for; 0: whoever comes.
     pub wanted: u32,
     pub term: Term,
@@ -74,6 +80,22 @@ pub enum Health {
     Benched,
 }
 
+impl RunPhase {
+    pub const ALL: [Self; 6] =
+        [Self::Waiting, Self::Forming, Self::Training, Self::Validating, Self::Saving, Self::Ended];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting for workers",
+            Self::Forming => "forming",
+            Self::Training => "training",
+            Self::Validating => "validating",
+            Self::Saving => "saving",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 impl Health {
     pub fn as_str(self) -> &'static str {
         match self {
@@ -122,14 +144,14 @@ impl Core {
             .and_then(|peer| peer.progress);
         RunStatus {
             run: self.run.clone(),
-            phase: PHASES[match self.phase {
-                Phase::Gathering(_) => 0,
-                Phase::Forming { .. } => 1,
-                Phase::Training { .. } => 2,
-                Phase::Validating { .. } => 3,
-                Phase::Storing { .. } => 4,
-                Phase::Lingering { .. } | Phase::Ended => 5,
-            }],
+            phase: match self.phase {
+                Phase::Gathering(_) => RunPhase::Waiting,
+                Phase::Forming { .. } => RunPhase::Forming,
+                Phase::Training { .. } => RunPhase::Training,
+                Phase::Validating { .. } => RunPhase::Validating,
+                Phase::Storing { .. } => RunPhase::Saving,
+                Phase::Lingering { .. } | Phase::Ended => RunPhase::Ended,
+            },
             wanted: self.job.cluster.workers,
             term: self.fences.term,
             generation: self.fences.generation,

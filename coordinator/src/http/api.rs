@@ -88,7 +88,7 @@ impl Status {
     pub fn new(status: RunStatus) -> Self {
         let progress = status.progress;
         Self {
-            phase: status.phase,
+            phase: status.phase.as_str(),
             term: status.term.0,
             generation: status.generation.0,
             team_size: status.team_size(),

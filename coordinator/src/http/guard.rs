@@ -13,9 +13,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use musher_security::{TlsServer, Token};
+use musher_security::{Known, TlsServer, Token};
 
-use super::{metrics::Metrics, server::Known};
+use super::metrics::Metrics;
 use crate::service::Refusal;
 
 /// By default nothing is asked.

@@ -9,15 +9,14 @@ use std::{
     time::Instant,
 };
 
+use musher_proto::scores::Scores;
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
-use musher_proto::scores::Scores;
-
-use crate::core::{AbortCause, Departure, Health, PHASES, PeerStatus, RunEvent, RunStatus};
+use crate::core::{AbortCause, Departure, Health, PeerStatus, RunEvent, RunPhase, RunStatus};
 
 /// What `/metrics` is: the OpenMetrics text format, which Prometheus asks for first.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -241,9 +240,9 @@ fn describe_run(registry: &mut Registry, status: &RunStatus) {
         f64::from(status.wanted),
     );
     let phases = Gauges::<1>::default();
-    for phase in PHASES {
+    for phase in RunPhase::ALL {
         let is_it = f64::from(u8::from(phase == status.phase));
-        phases.get_or_create(&[("phase", phase.replace(' ', "_"))]).set(is_it);
+        phases.get_or_create(&[("phase", phase.as_str().replace(' ', "_"))]).set(is_it);
     }
     registry.register("phase", "1 for what the run is doing", phases);
     gauge(registry, "epoch_samples", "Training samples of an epoch", status.train_samples as f64);
@@ -357,7 +356,7 @@ mod tests {
         };
         RunStatus {
             run: "pets".into(),
-            phase: "training",
+            phase: RunPhase::Training,
             term: Term(1),
             generation: Generation(3),
             epochs: 100,

@@ -1,20 +1,13 @@
 //! Connections of HTTP clients: so many at once, and none that keeps us waiting.
 
-use std::{
-    future::pending,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use musher_security::{TlsServer, WaitingPlace, WaitingRoom};
+use musher_security::{Known, TlsServer, WaitingPlace, WaitingRoom};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -31,24 +24,6 @@ const STRANGERS: usize = CONNECTIONS / 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Before the next try, when the system gives no connection (too many files are open).
 const RETRY: Duration = Duration::from_millis(200);
-
-/// Of one connection: whether a request of it was let through. It is an extension of each of its requests.
-#[derive(Clone, Debug, Default)]
-pub struct Known(Arc<AtomicBool>);
-
-impl Known {
-    pub fn is_welcome(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns if another needs the place, and the connection is nobody's we know.
-    async fn is_put_out(&self, mut waiting: WaitingPlace) {
-        waiting.lost().await;
-        if self.0.load(Ordering::Relaxed) {
-            pending().await
-        }
-    }
-}
 
 /// Serves for as long as the process lives.
 pub async fn serve(listener: TcpListener, tls: Option<TlsServer>, router: Router) {
@@ -69,10 +44,18 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsServer>, router: Router
         tokio::spawn(async move {
             tokio::select! {
                 () = shake_hands(stream, tls, router) => {}
-                () = known.is_put_out(waiting) => debug!("an HTTP connection made room for others"),
+                () = is_put_out(known, waiting) => debug!("an HTTP connection made room for others"),
             }
             drop(place);
         });
+    }
+}
+
+/// Returns if another needs the place of a connection that is nobody's we know.
+async fn is_put_out(known: Known, mut waiting: WaitingPlace) {
+    waiting.lost().await;
+    if known.is_known() {
+        pending().await
     }
 }
 

@@ -319,11 +319,10 @@ impl checkpoints_server::Checkpoints for Checkpoints {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let id = CheckpointId(request.into_inner().checkpoint);
         let place = self.downloads.clone().acquire_owned().await.expect("nobody closes it");
-        let reader = task::block_in_place(|| self.uploads.store.open_state(&id))
+        let mut reader = task::block_in_place(|| self.uploads.store.open_state(&id))
             .map_err(|error| Status::not_found(error.to_string()))?;
         let (sender, chunks) = mpsc::channel(DOWNLOAD_AHEAD);
         tokio::spawn(async move {
-            let mut reader = reader;
             while let Some(chunk) = task::block_in_place(|| next_chunk(&mut reader, &id)) {
                 let failed = chunk.is_err();
                 // Whoever takes nothing for so long has gone, or means no good.

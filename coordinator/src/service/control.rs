@@ -55,7 +55,7 @@ fn reply(status: RunStatus) -> wire::StatusReply {
         applied: status.applied().0,
         team_size: status.team_size() as u32,
         run: status.run,
-        phase: status.phase.into(),
+        phase: status.phase.as_str().into(),
         term: status.term.0,
         generation: status.generation.0,
         epochs: status.epochs,

@@ -6,15 +6,12 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use musher_security::{Role, TlsServer, WaitingPlace, WaitingRoom};
+use musher_security::{Known, Role, TlsServer, WaitingPlace, WaitingRoom};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -70,18 +67,7 @@ pub struct Caller {
     pub address: SocketAddr,
     /// By its certificate.
     pub role: Option<Role>,
-    known: Arc<AtomicBool>,
-}
-
-impl Caller {
-    /// A request of it was let through.
-    pub fn is_welcome(&self) {
-        self.known.store(true, Ordering::Relaxed);
-    }
-
-    fn is_known(&self) -> bool {
-        self.known.load(Ordering::Relaxed)
-    }
+    pub known: Known,
 }
 
 impl Door {
@@ -121,7 +107,7 @@ impl Door {
                     };
                     let guest = shaken.map(|(stream, role)| Guest {
                         stream,
-                        caller: Caller { address, role, known: Arc::default() },
+                        caller: Caller { address, role, known: Known::default() },
                         heard: Instant::now(),
                         patience: Box::pin(time::sleep(ADMISSION)),
                         door: door.clone(),
@@ -210,7 +196,7 @@ impl AsyncRead for Guest {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.caller.is_known() {
+        if self.caller.known.is_known() {
             self.waiting = None;
         } else if let Some(waiting) = &mut self.waiting
             && waiting.poll_lost(context).is_ready()
@@ -229,7 +215,7 @@ impl AsyncRead for Guest {
         }
         ready!(self.patience.as_mut().poll(context));
         let patient_until = self.heard + self.door.silence;
-        if self.caller.is_known() && Instant::now() < patient_until {
+        if self.caller.known.is_known() && Instant::now() < patient_until {
             self.patience.as_mut().reset(patient_until);
             ready!(self.patience.as_mut().poll(context));
         }

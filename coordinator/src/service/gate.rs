@@ -95,7 +95,7 @@ impl Interceptor for Gate {
         let token = shown.and_then(|shown| shown.strip_prefix("Bearer "));
         match self.door.access.judge(self.needs, caller.role, token) {
             Ok(()) => {
-                caller.is_welcome();
+                caller.known.is_welcome();
                 Ok(request)
             }
             Err(refusal) => {

@@ -490,7 +490,7 @@ impl World {
             None => {
                 let status = self.coordinator.life.as_ref().map(|life| {
                     let status = life.core.status(self.core_now());
-                    (status.phase, status.generation, status.peers.len())
+                    (status.phase.as_str(), status.generation, status.peers.len())
                 });
                 let idle = self.now.saturating_sub(self.last_step.max(calm));
                 holds!(
@@ -541,7 +541,7 @@ impl World {
 
     pub fn after_happening(&mut self) {
         if let Some(life) = &self.coordinator.life {
-            let status = life.core.status(self.core_now()).phase;
+            let status = life.core.status(self.core_now()).phase.as_str();
             let generation =
                 self.coordinator.disk.as_ref().map(|disk| disk.fences.generation).unwrap_or_default();
             if (self.ledger.phase.0, self.ledger.phase.1) != (status, generation) {

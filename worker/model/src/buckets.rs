@@ -148,8 +148,10 @@ impl Progress {
 
     /// A pass through a part of the network leaves buckets that it has not completed.
     fn gather_the_rest(&mut self) {
-        for bucket in (0..self.pending.len()).filter(|&bucket| self.pending[bucket] > 0).collect::<Vec<_>>() {
-            self.gather(bucket);
+        for bucket in 0..self.pending.len() {
+            if self.pending[bucket] > 0 {
+                self.gather(bucket);
+            }
         }
     }
 

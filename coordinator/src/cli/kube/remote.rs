@@ -144,7 +144,7 @@ impl Apply {
                 }
             }
             // All of it or nothing: what is refused later must not have changed the job file.
-            for document in &documents {
+            for document in documents.iter().filter(|_| effect == Effect::Real) {
                 cluster.apply(document, conflicts, Effect::Tried).await.map_err(failed)?;
             }
             for document in documents {

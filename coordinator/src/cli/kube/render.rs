@@ -130,11 +130,11 @@ fn fits(job: &JobConfig, nodes: u32, gpus_per_node: u32) -> Result<(), Failure> 
                 .into(),
         );
     }
-    let pretrained = &job.model.pretrained;
-    if !pretrained.is_empty() && !pretrained.contains(':') && !pretrained.starts_with("/data/") {
+    if let Some(file) = job.model.pretrained_file().filter(|file| !file.starts_with("/data")) {
         return refuse(format!(
-            "model.pretrained is {pretrained}, a file that no pod has: put it beside the data set, which is at /data, or \
-             name a URL or torchvision:resnet50"
+            "model.pretrained is {}, a file that no pod has: put it beside the data set, which is at /data, or name a URL \
+             or torchvision:resnet50",
+            file.display()
         ));
     }
     if workers > job.train.global_batch {

@@ -528,7 +528,7 @@ impl Sim {
     }
 
     pub fn phase(&self) -> &'static str {
-        self.core.status(self.now).phase
+        self.core.status(self.now).phase.as_str()
     }
 
     pub fn session_of(&self, name: &str) -> Option<Session> {
